@@ -1,0 +1,128 @@
+"""Writes the trained parts as a checkpoint in the Diffusers layout. `python -m tiny.assemble --parts DIR --out models/tiny`."""
+
+import argparse
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import sentencepiece
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import T5Tokenizer
+
+from tiny.scenes import FRAMES, SIZE
+from tiny.train_dit import ARCHITECTURE as DIT
+from tiny.train_dit import FLOW_SHIFT
+from tiny.train_text import ARCHITECTURE as TEXT
+from tiny.train_vae import ARCHITECTURE as VAE
+from tiny.train_vae import LATENTS_FILE
+from wan.config import Defaults
+from wan.keys import dit_to_diffusers, vae_to_diffusers
+
+DEFAULTS = Defaults(
+    width=SIZE,
+    height=SIZE,
+    num_frames=FRAMES,
+    steps=20,
+    guidance_scale=3.0,
+    flow_shift=FLOW_SHIFT,
+    negative_prompt="",
+    fps=16,
+)
+VERSION = "0.42.1"  # of diffusers, whose file formats these are
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _save(state: dict[str, Tensor], path: Path) -> None:
+    """Store as bfloat16: half the size, and a trained weight needs no more."""
+    save_file({k: v.to(torch.bfloat16).contiguous() for k, v in state.items()}, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors writes for the owner alone
+
+
+def write_transformer(state: dict[str, Tensor], out: Path) -> None:
+    config = {
+        "_class_name": "WanTransformer3DModel", "_diffusers_version": VERSION, "patch_size": [1, 2, 2],
+        "num_attention_heads": DIT["num_heads"], "attention_head_dim": DIT["dim"] // DIT["num_heads"],
+        "in_channels": VAE["z_dim"], "out_channels": VAE["z_dim"], "text_dim": DIT["text_dim"], "freq_dim": 256,
+        "ffn_dim": DIT["ffn_dim"], "num_layers": DIT["num_layers"], "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads", "eps": 1e-6, "image_dim": None, "added_kv_proj_dim": None,
+        "rope_max_seq_len": 1024,
+    }  # fmt: skip
+    _write_json(out / "config.json", config)
+    _save({dit_to_diffusers(k): v for k, v in state.items()}, out / "diffusion_pytorch_model.safetensors")
+
+
+def write_vae(state: dict[str, Tensor], statistics: dict[str, list[float]], out: Path) -> None:
+    config = {
+        "_class_name": "AutoencoderKLWan", "_diffusers_version": VERSION, "base_dim": VAE["dim"], "z_dim": VAE["z_dim"],
+        "dim_mult": [1, 2, 4, 4], "num_res_blocks": VAE["num_res_blocks"], "attn_scales": [],
+        "temperal_downsample": [False, True, True], "dropout": 0.0, **statistics,
+    }  # fmt: skip
+    _write_json(out / "config.json", config)
+    rename = vae_to_diffusers(VAE["num_res_blocks"])
+    _save({rename(k): v for k, v in state.items()}, out / "diffusion_pytorch_model.safetensors")
+
+
+def write_text_encoder(state: dict[str, Tensor], out: Path) -> None:
+    config = {
+        "architectures": ["UMT5EncoderModel"], "model_type": "umt5", "vocab_size": state["shared.weight"].shape[0], **TEXT,
+        "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "dropout_rate": 0.0,
+        "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new", "is_gated_act": True, "layer_norm_epsilon": 1e-6,
+        "pad_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    _write_json(out / "config.json", config)
+    _save(state, out / "model.safetensors")
+
+
+def write_tokenizer(spiece: Path, out: Path) -> None:
+    """The SentencePiece model and its conversion to the format that transformers loads without sentencepiece."""
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copy(spiece, out / "spiece.model")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(spiece))
+    vocabulary = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.vocab_size())]
+    T5Tokenizer(vocab=vocabulary, extra_ids=0).save_pretrained(out)
+
+
+def assemble(parts: Path, out: Path) -> None:
+    write_transformer(load_file(parts / "dit.safetensors"), out / "transformer")
+    write_vae(load_file(parts / "vae.safetensors"), json.loads((parts / LATENTS_FILE).read_text()), out / "vae")
+    write_text_encoder(load_file(parts / "text.safetensors"), out / "text_encoder")
+    write_tokenizer(parts / "spiece.model", out / "tokenizer")
+    _write_json(
+        out / "scheduler" / "scheduler_config.json",
+        {
+            "_class_name": "UniPCMultistepScheduler", "_diffusers_version": VERSION, "num_train_timesteps": 1000,
+            "prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": FLOW_SHIFT, "solver_order": 2,
+            "solver_type": "bh2", "predict_x0": True, "lower_order_final": True, "final_sigmas_type": "zero",
+        },
+    )  # fmt: skip
+    _write_json(
+        out / "model_index.json",
+        {
+            "_class_name": "WanPipeline", "_diffusers_version": VERSION,
+            "scheduler": ["diffusers", "UniPCMultistepScheduler"], "text_encoder": ["transformers", "UMT5EncoderModel"],
+            "tokenizer": ["transformers", "T5TokenizerFast"], "transformer": ["diffusers", "WanTransformer3DModel"],
+            "transformer_2": [None, None], "boundary_ratio": None, "vae": ["diffusers", "AutoencoderKLWan"],
+        },
+    )  # fmt: skip
+    _write_json(out / "wan.json", {"defaults": asdict(DEFAULTS)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", type=Path, default=Path("build/tiny"))
+    parser.add_argument("--out", type=Path, default=Path("models/tiny"))
+    args = parser.parse_args()
+    assemble(args.parts, args.out)
+    size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
+    print(f"{args.out}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

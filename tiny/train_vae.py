@@ -1,0 +1,124 @@
+"""Trains the tiny VAE: first on single frames, then on clips. `python -m tiny.train_vae --out DIR`.
+
+The loss is L1 + 10 MSE, with the few pixels of the object weighted up. Latents get a little fixed noise instead of a
+learned variance: with the usual reparametrisation colour and shape drown in noise for thousands of steps. The noise
+makes the decoder tolerant of the small errors of the denoiser.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tiny.scenes import TRAINING, render
+from wan.config import VAEConfig
+from wan.vae import CausalConv3d, Downsample, FeatureCache, Upsample, WanVAE
+
+ARCHITECTURE = dict(dim=16, z_dim=16, num_res_blocks=1)
+OBJECT_WEIGHT = 6.0
+LATENT_NOISE = 0.05
+LATENT_PENALTY = 1e-4  # keeps the latents near unit scale, relative to which the noise is small
+LATENTS_FILE = "vae_statistics.json"
+
+
+def reconstruction_loss(vae: WanVAE, video: Tensor) -> tuple[Tensor, float]:
+    """Training loss of a batch [B, 3, T, H, W] and the plain mean squared error of its reconstruction."""
+    mean, _ = vae.encode_moments(video, FeatureCache(None))
+    cache = FeatureCache(None)
+    output = vae.decoder(vae.conv2(mean + LATENT_NOISE * torch.randn_like(mean), cache), cache)
+    is_object = (video - video[..., :1, :1]).abs().amax(dim=1, keepdim=True) > 0.1
+    weight = 1 + (OBJECT_WEIGHT - 1) * is_object
+    error = output - video
+    loss = (weight * (error.abs() + 10 * error**2)).mean() + LATENT_PENALTY * (mean**2).mean()
+    return loss, F.mse_loss(output, video).item()
+
+
+@torch.no_grad()
+def start_as_image_model(vae: WanVAE) -> None:
+    """Initialise every temporal operation to copy the newest frame, so that clips start where single frames ended."""
+    for module in vae.modules():
+        if isinstance(module, CausalConv3d) and module.past_frames:
+            module.weight[:, :, :-1].zero_()
+        if isinstance(module, Downsample | Upsample) and module.time_conv is not None:
+            weight = module.time_conv.weight  # [C or 2C, C, 3, 1, 1]
+            copies = weight.shape[0] // weight.shape[1]
+            nn.init.zeros_(module.time_conv.bias)
+            weight.zero_()
+            weight[:, :, -1, 0, 0] = torch.eye(weight.shape[1]).repeat(copies, 1)
+
+
+def batch(size: int, frames: int, generator: torch.Generator, rng: random.Random) -> Tensor:
+    """Training clips [size, 3, frames, 64, 64], each a random cut of a whole one."""
+    clips = render(rng.choices(TRAINING, k=size), generator)
+    start = rng.randint(0, clips.shape[2] - frames)
+    return clips[:, :, start : start + frames]
+
+
+def train(vae: WanVAE, stage: str, steps: int, batch_size: int, frames: int, peak_lr: float, out: Path) -> None:
+    generator, rng = torch.Generator().manual_seed(len(stage)), random.Random(len(stage))
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda s: min(1.0, (s + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps)))),
+    )
+    started, errors = time.time(), []
+    for step in range(steps):
+        video = batch(batch_size, frames, generator, rng).contiguous(memory_format=torch.channels_last_3d)
+        loss, mse = reconstruction_loss(vae, video)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        errors.append(mse)
+        if step % 100 == 99:
+            psnr = 10 * math.log10(4 / (sum(errors[-100:]) / 100))
+            print(f"{stage} step {step + 1}/{steps} psnr {psnr:.2f} dB {time.time() - started:.0f} s", flush=True)
+            save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, out / "vae.safetensors")
+    save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, out / "vae.safetensors")
+
+
+@torch.no_grad()
+def latent_statistics(vae: WanVAE, clips: int = 512) -> dict[str, list[float]]:
+    """Mean and standard deviation per latent channel over training clips.
+
+    A channel that the VAE hardly uses would be blown up to unit variance; its deviation is bounded below instead.
+    """
+    generator, rng = torch.Generator().manual_seed(1), random.Random(1)
+    means = [vae.encode_moments(batch(16, 17, generator, rng), FeatureCache(None))[0] for _ in range(clips // 16)]
+    latents = torch.cat(means).transpose(0, 1).flatten(1)
+    std = latents.std(dim=1)
+    std = std.clamp(min=0.25 * std.max().item())
+    return {"latents_mean": latents.mean(dim=1).tolist(), "latents_std": std.tolist()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("build/tiny"))
+    parser.add_argument("--frame-steps", type=int, default=1200)
+    parser.add_argument("--short-clip-steps", type=int, default=1000)
+    parser.add_argument("--clip-steps", type=int, default=400)
+    parser.add_argument("--resume", action="store_true", help="skip the frame stage and start from OUT/vae.safetensors")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    vae = WanVAE(VAEConfig(**ARCHITECTURE)).channels_last()
+    start_as_image_model(vae)
+    if args.resume:
+        vae.load_state_dict(load_file(args.out / "vae.safetensors"))
+    else:
+        train(vae, "frames", args.frame_steps, batch_size=16, frames=1, peak_lr=5e-4, out=args.out)
+    train(vae, "short clips", args.short_clip_steps, batch_size=4, frames=9, peak_lr=3e-4, out=args.out)
+    train(vae, "clips", args.clip_steps, batch_size=4, frames=17, peak_lr=1e-4, out=args.out)
+    (args.out / LATENTS_FILE).write_text(json.dumps(latent_statistics(vae)))
+
+
+if __name__ == "__main__":
+    main()

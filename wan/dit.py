@@ -1,0 +1,235 @@
+"""The diffusion transformer of Wan 2.1 (arXiv:2503.20314, section 4.2), parameter names as in the official checkpoint.
+
+A forward pass falls into work that depends only on the request and work that depends on the latents. The former is
+done once: `Conditioning` (text projection, cross-attention keys and values), `time_embeddings` (all steps at once)
+and the rotary tables. `WanDiT.forward` composes them for a single call; the denoise loop keeps them.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wan.attention import attention
+from wan.config import DiTConfig
+from wan.errors import InvalidRequest
+
+
+@lru_cache(maxsize=8)
+def rotary_tables(dims: tuple[int, int, int], grid: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine for each token of a (frames, rows, columns) grid, float32 [1, S, 1, head_dim / 2] each.
+
+    Each axis rotates its own share `dims` of the head channels, theta 10000 (Su et al., RoFormer, 2021).
+    Computed in float64: float32 angles lose the phase of distant positions.
+    """
+    angles = []
+    for axis, (dim, length) in enumerate(zip(dims, grid, strict=True)):
+        frequency = 1.0 / 10000.0 ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
+        shape = [1, 1, 1, dim // 2]
+        shape[axis] = length
+        angles.append(angle.view(shape).expand(*grid, -1))
+    phase = torch.cat(angles, dim=-1).flatten(0, 2)[None, :, None]
+    return phase.cos().float().to(device), phase.sin().float().to(device)
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the channel pairs (2i, 2i + 1) of [B, S, H, D] by the angles of `rotary_tables`."""
+    cos, sin = rotary
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).type_as(x)
+
+
+def sinusoid(timestep: Tensor, dim: int) -> Tensor:
+    """Embedding of timesteps [N] in 0..1000: `dim / 2` cosines, then as many sines, float32 [N, dim]."""
+    half = dim // 2
+    frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
+    phase = timestep.double()[:, None] * frequency
+    return torch.cat([phase.cos(), phase.sin()], dim=-1).float()
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation over the whole model width, all heads together."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], None, self.eps).type_as(x) * self.weight
+
+
+def _layer_norm(x: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x.float(), x.shape[-1:], None, None, eps)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        dim = config.dim
+        self.head_dim = config.head_dim
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = RMSNorm(dim, config.eps), RMSNorm(dim, config.eps)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim))  # [B, S, H, D]
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:  # [B, S, C]
+        q = rotate(self._heads(self.norm_q(self.q(x))), rotary)
+        k = rotate(self._heads(self.norm_k(self.k(x))), rotary)
+        return self.o(attention(q, k, self._heads(self.v(x))))
+
+
+class CrossAttention(SelfAttention):
+    """Attention from video tokens to text tokens; no rotary embedding."""
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:  # [B, L, C] -> 2 x [B, L, H, D]
+        return self._heads(self.norm_k(self.k(context))), self._heads(self.v(context))
+
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
+        return self.o(attention(self._heads(self.norm_q(self.q(x))), *keys_values, bias))
+
+
+class Block(nn.Module):
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.eps = config.eps
+        self.self_attn = SelfAttention(config)
+        self.norm3 = nn.LayerNorm(config.dim, eps=config.eps)
+        self.cross_attn = CrossAttention(config)
+        self.ffn = nn.Sequential(nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim))
+        self.modulation = nn.Parameter(torch.zeros(1, 6, config.dim))
+
+    def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return (_layer_norm(x, self.eps) * (1 + scale) + shift).type_as(x)
+
+    def forward(self, x: Tensor, modulation: Tensor, rotary, keys_values, bias) -> Tensor:  # [B, S, C], [B, 6, C] float32
+        shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = (self.modulation + modulation).unsqueeze(2).unbind(1)
+        y = self.self_attn(self._modulated(x, shift_sa, scale_sa), rotary)
+        x = torch.addcmul(x.float(), y.float(), gate_sa).type_as(x)
+        norm3 = F.layer_norm(x.float(), x.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), self.eps)
+        x = x + self.cross_attn(norm3.type_as(x), keys_values, bias)
+        y = self.ffn(self._modulated(x, shift_ff, scale_ff))
+        return torch.addcmul(x.float(), y.float(), gate_ff).type_as(x)
+
+
+class Head(nn.Module):
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.eps = config.eps
+        self.head = nn.Linear(config.dim, config.out_channels * math.prod(config.patch_size))
+        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:  # [B, S, C], [B, C] float32
+        shift, scale = (self.modulation + time.unsqueeze(1)).unsqueeze(2).unbind(1)
+        return self.head((_layer_norm(x, self.eps) * (1 + scale) + shift).type_as(x))
+
+
+@dataclass
+class Conditioning:
+    """What the blocks need of the text: one (keys, values) pair per block and the attention bias, if any."""
+
+    keys_values: list[tuple[Tensor, Tensor]]
+    bias: Tensor | None
+
+    @property
+    def batch(self) -> int:
+        return self.keys_values[0][0].shape[0]
+
+    def select(self, index: int) -> "Conditioning":
+        """The conditioning of one batch element."""
+        one = slice(index, index + 1)
+        return Conditioning([(k[one], v[one]) for k, v in self.keys_values], None if self.bias is None else self.bias[one])
+
+
+def _fold_padding(context: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Replace the zero rows that pad a text to its full length by one row of equal attention weight.
+
+    Wan attends to the padding. Its rows are all alike, and n equal keys with one value are the same as one key whose
+    score is raised by log n. Exact, and it shortens 512 rows to those of the prompt. Returns [B, L', D] and the bias
+    [B, 1, 1, L'], or the context itself if nothing is padded.
+    """
+    used = context.ne(0).any(dim=-1)
+    positions = torch.arange(1, context.shape[1] + 1, device=context.device)
+    lengths = (used * positions).amax(dim=1)
+    longest = int(lengths.max())
+    if longest >= context.shape[1] - 1:
+        return context, None
+    column = torch.arange(longest + 1, device=context.device)
+    bias = torch.zeros(context.shape[0], longest + 1, device=context.device)
+    bias.masked_fill_(column[None] > lengths[:, None], float("-inf"))
+    padding = (context.shape[1] - lengths).to(bias.dtype).log()
+    bias = torch.where(column[None] == lengths[:, None], padding[:, None], bias)
+    return context[:, : longest + 1], bias[:, None, None, :].to(context.dtype)
+
+
+class WanDiT(nn.Module):
+    """Predicts the velocity noise - x0 of normalised latents at a timestep, given the text embedding."""
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.config = config
+        patch = config.patch_size
+        self.patch_embedding = nn.Conv3d(config.in_channels, config.dim, kernel_size=patch, stride=patch)
+        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, config.dim), nn.GELU("tanh"), nn.Linear(config.dim, config.dim))
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, config.dim * 6))
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
+        self.head = Head(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.blocks[0].ffn[0].bias.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.patch_embedding.weight.device
+
+    def time_embeddings(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps [N] in 0..1000 to the embedding [N, dim] and the block modulation [N, 6, dim], both float32."""
+        embedding = self.time_embedding[0]
+        x = sinusoid(timestep, self.config.freq_dim).to(embedding.weight.dtype)
+        time = self.time_embedding(x)
+        return time.float(), self.time_projection(time).unflatten(-1, (6, -1)).float()
+
+    def conditioning(self, context: Tensor) -> Conditioning:
+        """Text embeddings [B, L, text_dim], zero rows as padding, to the keys and values of all blocks."""
+        context, bias = _fold_padding(context.to(self.dtype))
+        text = self.text_embedding(context)
+        return Conditioning([block.cross_attn.keys_values(text) for block in self.blocks], bias)
+
+    def rotary(self, latents_shape) -> tuple[Tensor, Tensor]:
+        """Rotary tables for latents of shape [..., T, h, w]."""
+        grid = tuple(size // patch for size, patch in zip(latents_shape[-3:], self.config.patch_size, strict=True))
+        return rotary_tables(self.config.rope_dims, grid, self.device)
+
+    def patchify(self, latents: Tensor) -> Tensor:  # [B, C, T, h, w] -> [B, S, dim], frame-major, then rows
+        return self.patch_embedding(latents.to(self.dtype)).flatten(2).transpose(1, 2)
+
+    def run_blocks(self, x: Tensor, modulation: Tensor, rotary, conditioning: Conditioning) -> Tensor:
+        for block, keys_values in zip(self.blocks, conditioning.keys_values, strict=True):
+            x = block(x, modulation, rotary, keys_values, conditioning.bias)
+        return x
+
+    def unpatchify(self, x: Tensor, time: Tensor, latents_shape) -> Tensor:  # [B, S, dim] -> [B, out, T, h, w]
+        t, h, w = latents_shape[-3:]
+        _, ph, pw = self.config.patch_size
+        x = self.head(x, time).view(x.shape[0], t, h // ph, w // pw, ph, pw, -1)
+        return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(x.shape[0], -1, t, h, w)
+
+    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """Velocity [B, out, T, h, w] of latents [B, in, T, h, w] at timesteps [B] under text [B, L, text_dim].
+
+        Raises InvalidRequest if the channels or the (even) height and width do not fit.
+        """
+        if latents.dim() != 5 or latents.shape[1] != self.config.in_channels:
+            raise InvalidRequest("latents shape", tuple(latents.shape), f"[B, {self.config.in_channels}, T, h, w]")
+        if latents.shape[3] % 2 or latents.shape[4] % 2:
+            raise InvalidRequest("latents size", tuple(latents.shape[3:]), "even height and width")
+        time, modulation = self.time_embeddings(timestep)
+        x = self.run_blocks(self.patchify(latents), modulation, self.rotary(latents.shape), self.conditioning(context))
+        return self.unpatchify(x, time, latents.shape)

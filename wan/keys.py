@@ -1,0 +1,166 @@
+"""Names of tensors: Diffusers layout to the official Wan layout, which our modules use.
+
+The layouts hold the same tensors under different names; nothing is transposed or merged.
+"""
+
+import re
+from collections.abc import Callable
+
+# Order matters: the first match of each group wins, and a renamed part must not match again.
+_DIT_RULES = [
+    (r"^condition_embedder\.text_embedder\.linear_1\.", "text_embedding.0."),
+    (r"^condition_embedder\.text_embedder\.linear_2\.", "text_embedding.2."),
+    (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
+    (r"^condition_embedder\.time_embedder\.linear_2\.", "time_embedding.2."),
+    (r"^condition_embedder\.time_proj\.", "time_projection.1."),
+    (r"^condition_embedder\.image_embedder\.norm1\.", "img_emb.proj.0."),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj\.", "img_emb.proj.1."),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.2\.", "img_emb.proj.3."),
+    (r"^condition_embedder\.image_embedder\.norm2\.", "img_emb.proj.4."),
+    (r"^condition_embedder\.image_embedder\.pos_embed$", "img_emb.emb_pos"),
+    (r"^proj_out\.", "head.head."),
+    (r"^scale_shift_table$", "head.modulation"),
+    (r"^((?:vace_)?blocks\.\d+)\.scale_shift_table$", r"\1.modulation"),
+    (r"^((?:vace_)?blocks\.\d+)\.attn1\.", r"\1.self_attn."),
+    (r"^((?:vace_)?blocks\.\d+)\.attn2\.", r"\1.cross_attn."),
+    (r"^(blocks\.\d+|vace_blocks\.\d+)\.norm2\.", r"\1.norm3."),
+    (r"^((?:vace_)?blocks\.\d+)\.ffn\.net\.0\.proj\.", r"\1.ffn.0."),
+    (r"^((?:vace_)?blocks\.\d+)\.ffn\.net\.2\.", r"\1.ffn.2."),
+    (r"^(vace_blocks\.\d+)\.proj_in\.", r"\1.before_proj."),
+    (r"^(vace_blocks\.\d+)\.proj_out\.", r"\1.after_proj."),
+]
+_ATTENTION_PARTS = [
+    (r"\.to_([qkv])\.", r".\1."),
+    (r"\.to_out\.0\.", ".o."),
+    (r"\.add_([kv])_proj\.", r".\1_img."),
+    (r"\.norm_added_k\.", ".norm_k_img."),
+]
+
+
+def dit_from_diffusers(key: str) -> str:
+    """`blocks.0.attn1.to_q.weight` -> `blocks.0.self_attn.q.weight`."""
+    for pattern, replacement in _DIT_RULES:
+        key, hits = re.subn(pattern, replacement, key)
+        if hits:
+            break
+    if "self_attn." in key or "cross_attn." in key:
+        for pattern, replacement in _ATTENTION_PARTS:
+            key = re.sub(pattern, replacement, key)
+    return key
+
+
+_VAE_RESNET = [
+    (r"\.norm1\.", ".residual.0."),
+    (r"\.conv1\.", ".residual.2."),
+    (r"\.norm2\.", ".residual.3."),
+    (r"\.conv2\.", ".residual.6."),
+    (r"\.conv_shortcut\.", ".shortcut."),
+]
+
+
+def vae_from_diffusers(num_res_blocks: int) -> Callable[[str], str]:
+    """Renaming for a VAE with `num_res_blocks` residual blocks per encoder level (the decoder has one more)."""
+    per_level = num_res_blocks + 2  # residual blocks of a decoder level and its upsampler
+
+    def rename(key: str) -> str:
+        key = re.sub(r"^quant_conv\.", "conv1.", key)
+        key = re.sub(r"^post_quant_conv\.", "conv2.", key)
+        key = re.sub(r"^(encoder|decoder)\.conv_in\.", r"\1.conv1.", key)
+        key = re.sub(r"^(encoder|decoder)\.norm_out\.", r"\1.head.0.", key)
+        key = re.sub(r"^(encoder|decoder)\.conv_out\.", r"\1.head.2.", key)
+        key = re.sub(r"\.mid_block\.resnets\.(\d)", lambda m: f".middle.{2 * int(m[1])}", key)
+        key = re.sub(r"\.mid_block\.attentions\.0", ".middle.1", key)
+        key = re.sub(r"^encoder\.down_blocks\.", "encoder.downsamples.", key)
+        key = re.sub(
+            r"^decoder\.up_blocks\.(\d+)\.resnets\.(\d+)",
+            lambda m: f"decoder.upsamples.{int(m[1]) * per_level + int(m[2])}",
+            key,
+        )
+        key = re.sub(
+            r"^decoder\.up_blocks\.(\d+)\.upsamplers\.0",
+            lambda m: f"decoder.upsamples.{int(m[1]) * per_level + num_res_blocks + 1}",
+            key,
+        )
+        if re.match(r"(encoder|decoder)\.(middle|downsamples|upsamples)\.", key) and "to_qkv" not in key:
+            for pattern, replacement in _VAE_RESNET:
+                key = re.sub(pattern, replacement, key)
+        return key
+
+    return rename
+
+
+_UMT5_RULES = [
+    (r"^token_embedding\.", "shared."),
+    (r"^norm\.", "encoder.final_layer_norm."),
+    (r"^blocks\.(\d+)\.norm1\.", r"encoder.block.\1.layer.0.layer_norm."),
+    (r"^blocks\.(\d+)\.norm2\.", r"encoder.block.\1.layer.1.layer_norm."),
+    (r"^blocks\.(\d+)\.attn\.", r"encoder.block.\1.layer.0.SelfAttention."),
+    (r"^blocks\.(\d+)\.pos_embedding\.embedding\.", r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias."),
+    (r"^blocks\.(\d+)\.ffn\.gate\.0\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
+    (r"^blocks\.(\d+)\.ffn\.fc1\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
+    (r"^blocks\.(\d+)\.ffn\.fc2\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
+]
+
+
+def umt5_from_official(key: str) -> str:
+    """Official umT5 name to that of transformers' UMT5EncoderModel (the one network whose module is not ours)."""
+    for pattern, replacement in _UMT5_RULES:
+        key, hits = re.subn(pattern, replacement, key)
+        if hits:
+            break
+    return key
+
+
+_TO_DIT = [
+    (r"^text_embedding\.0\.", "condition_embedder.text_embedder.linear_1."),
+    (r"^text_embedding\.2\.", "condition_embedder.text_embedder.linear_2."),
+    (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
+    (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
+    (r"^time_projection\.1\.", "condition_embedder.time_proj."),
+    (r"^head\.head\.", "proj_out."),
+    (r"^head\.modulation$", "scale_shift_table"),
+    (r"^(blocks\.\d+)\.modulation$", r"\1.scale_shift_table"),
+    (r"^(blocks\.\d+)\.self_attn\.", r"\1.attn1."),
+    (r"^(blocks\.\d+)\.cross_attn\.", r"\1.attn2."),
+    (r"^(blocks\.\d+)\.norm3\.", r"\1.norm2."),
+    (r"^(blocks\.\d+)\.ffn\.0\.", r"\1.ffn.net.0.proj."),
+    (r"^(blocks\.\d+)\.ffn\.2\.", r"\1.ffn.net.2."),
+]
+
+
+def dit_to_diffusers(key: str) -> str:
+    """`blocks.0.self_attn.q.weight` -> `blocks.0.attn1.to_q.weight`, for text-to-video models."""
+    for pattern, replacement in _TO_DIT:
+        key, hits = re.subn(pattern, replacement, key)
+        if hits:
+            break
+    if ".attn" in key:
+        key = re.sub(r"\.([qkv])\.(weight|bias)$", r".to_\1.\2", key)
+        key = re.sub(r"\.o\.(weight|bias)$", r".to_out.0.\1", key)
+    return key
+
+
+def vae_to_diffusers(num_res_blocks: int) -> Callable[[str], str]:
+    """The inverse of `vae_from_diffusers`."""
+    per_level = num_res_blocks + 2
+
+    def upsample(match: re.Match) -> str:
+        level, index = divmod(int(match[1]), per_level)
+        part = "upsamplers.0" if index == num_res_blocks + 1 else f"resnets.{index}"
+        return f"decoder.up_blocks.{level}.{part}."
+
+    def rename(key: str) -> str:
+        key = re.sub(r"^conv1\.", "quant_conv.", key)
+        key = re.sub(r"^conv2\.", "post_quant_conv.", key)
+        key = re.sub(r"^(encoder|decoder)\.conv1\.", r"\1.conv_in.", key)
+        key = re.sub(r"^(encoder|decoder)\.head\.0\.", r"\1.norm_out.", key)
+        key = re.sub(r"^(encoder|decoder)\.head\.2\.", r"\1.conv_out.", key)
+        key = re.sub(r"\.middle\.1\.", ".mid_block.attentions.0.", key)
+        key = re.sub(r"\.middle\.([02])\.", lambda m: f".mid_block.resnets.{int(m[1]) // 2}.", key)
+        key = re.sub(r"^encoder\.downsamples\.", "encoder.down_blocks.", key)
+        key = re.sub(r"^decoder\.upsamples\.(\d+)\.", upsample, key)
+        for pattern, replacement in _VAE_RESNET:
+            key = key.replace(replacement, pattern.replace("\\", ""))
+        return key
+
+    return rename
