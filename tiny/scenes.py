@@ -16,7 +16,7 @@ from torch import Tensor
 SIZE = 64  # pixels, width and height
 FRAMES = 17
 
-SHAPES = {"circle": "圆形", "square": "方块", "triangle": "三角形", "star": "星形"}
+SHAPES = {"circle": "圆形", "square": "方块", "triangle": "三角形", "cross": "十字"}
 COLORS = {
     "red": ("红色", (0.90, 0.12, 0.12)),
     "green": ("绿色", (0.10, 0.70, 0.15)),
@@ -96,16 +96,8 @@ def _distance(shape: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
         side, r = math.sqrt(3) / 2, 1.15 * radius
         low = y + 0.25 * r  # shifts the centroid so that the box is centred
         return torch.maximum(low - 0.5 * r, side * x.abs() - 0.5 * low - 0.5 * r)
-    # Five-pointed star: the outline is straight between outer and inner radius in each of ten sectors.
-    outer, inner = 1.25 * radius, 0.52 * radius
-    angle = torch.atan2(x, -y).abs()
-    sector = 2 * math.pi / 5
-    folded = (angle % sector - sector / 2).abs()  # 0 at an inner corner, sector / 2 at a tip
-    length = torch.hypot(x, y)
-    px, py = length * torch.cos(sector / 2 - folded), length * torch.sin(sector / 2 - folded)
-    ix, iy = inner * math.cos(sector / 2), inner * math.sin(sector / 2)
-    edge = torch.hypot(outer - ix, iy)
-    return ((px - outer) * iy + py * (outer - ix)) / edge
+    x, y, long, short = x.abs(), y.abs(), 1.2 * radius, 0.42 * radius  # a plus sign: two bars
+    return torch.minimum(torch.maximum(x - long, y - short), torch.maximum(x - short, y - long))
 
 
 def coverage(shape: str, cx: Tensor, cy: Tensor, radius: Tensor, size: int = SIZE) -> Tensor:
@@ -121,9 +113,9 @@ def render(scenes: list[Scene], generator: torch.Generator, frames: int = FRAMES
     clips = []
     for scene in scenes:
         u = torch.rand(4, generator=generator)
-        radius = (8.5 + 3.0 * u[0]) * size / SIZE
-        margin = 1.3 * radius
-        travel = (0.62 + 0.3 * u[1]) * (size - 2 * margin)
+        radius = (10.5 + 3.0 * u[0]) * size / SIZE
+        margin = 1.2 * radius
+        travel = (0.65 + 0.35 * u[1]) * (size - 2 * margin)
         start = margin + u[2] * (size - 2 * margin - travel)
         along = start + travel * torch.linspace(0, 1, frames)
         across = (margin + u[3] * (size - 2 * margin)).expand(frames)

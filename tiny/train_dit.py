@@ -30,7 +30,7 @@ from wan.samplers import shifted
 from wan.text import TEXT_LENGTH
 from wan.vae import FeatureCache, WanVAE
 
-ARCHITECTURE = dict(dim=192, num_layers=8, num_heads=4, ffn_dim=512, text_dim=TEXT["d_model"])
+ARCHITECTURE = dict(dim=192, num_layers=6, num_heads=4, ffn_dim=512, text_dim=TEXT["d_model"])
 FLOW_SHIFT = 3.0
 EMPTY_PROMPTS = 0.1
 EMA = 0.999

@@ -31,7 +31,7 @@ ATTRIBUTES = {
 # Words that people type and no template has; without them every one would be an unknown token.
 EXTRA = (
     "a small large video of object moves slowly quickly across the screen to toward towards upward downward upwards downwards",
-    "一个小大的视频里物体慢慢快速地穿过屏幕往朝着方向移动运动飞正方形圆圈五角星三角",
+    "一个小大的视频里物体慢慢快速地穿过屏幕往朝着方向移动运动飞正方形圆圈十字形三角形",
     "the quick brown fox jumps over the lazy dog 0123456789 ABCDEFGHIJKLMNOPQRSTUVWXYZ .,;:!?()'\"-",
 )
 

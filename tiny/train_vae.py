@@ -1,4 +1,6 @@
-"""Trains the tiny VAE: first on single frames, then on clips. `python -m tiny.train_vae --out DIR`.
+"""Trains the tiny VAE: on single frames, on short clips, then only the decoder on whole clips.
+
+`python -m tiny.train_vae --out DIR`. Once the encoder stands still the DiT can be trained beside the decoder.
 
 The loss is L1 + 10 MSE, with the few pixels of the object weighted up. Latents get a little fixed noise instead of a
 learned variance: with the usual reparametrisation colour and shape drown in noise for thousands of steps. The noise
@@ -6,6 +8,7 @@ makes the decoder tolerant of the small errors of the denoiser.
 """
 
 import argparse
+import copy
 import json
 import math
 import random
@@ -19,12 +22,14 @@ from torch import Tensor, nn
 
 from tiny.scenes import TRAINING, render
 from wan.config import VAEConfig
-from wan.vae import CausalConv3d, Downsample, FeatureCache, Upsample, WanVAE
+from wan.vae import AttentionBlock, CausalConv3d, Downsample, FeatureCache, ResidualBlock, Upsample, WanVAE
 
 ARCHITECTURE = dict(dim=16, z_dim=16, num_res_blocks=1)
+EMA = 0.995
 OBJECT_WEIGHT = 6.0
 LATENT_NOISE = 0.05
 LATENT_PENALTY = 1e-4  # keeps the latents near unit scale, relative to which the noise is small
+STAGES = ("frames", "clips", "decoder")
 LATENTS_FILE = "vae_statistics.json"
 
 
@@ -41,11 +46,20 @@ def reconstruction_loss(vae: WanVAE, video: Tensor) -> tuple[Tensor, float]:
 
 
 @torch.no_grad()
-def start_as_image_model(vae: WanVAE) -> None:
-    """Initialise every temporal operation to copy the newest frame, so that clips start where single frames ended."""
+def initialise(vae: WanVAE) -> None:
+    """Start as a plain image model: residual branches add nothing, temporal operations copy the newest frame.
+
+    Zero residual branches let colour and position through from the first step on; copying in time lets clips start
+    where single frames ended.
+    """
     for module in vae.modules():
         if isinstance(module, CausalConv3d) and module.past_frames:
             module.weight[:, :, :-1].zero_()
+        if isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.residual[6].weight)
+            nn.init.zeros_(module.residual[6].bias)
+        if isinstance(module, AttentionBlock):
+            nn.init.zeros_(module.proj.weight)
         if isinstance(module, Downsample | Upsample) and module.time_conv is not None:
             weight = module.time_conv.weight  # [C or 2C, C, 3, 1, 1]
             copies = weight.shape[0] // weight.shape[1]
@@ -61,28 +75,32 @@ def batch(size: int, frames: int, generator: torch.Generator, rng: random.Random
     return clips[:, :, start : start + frames]
 
 
-def train(vae: WanVAE, stage: str, steps: int, batch_size: int, frames: int, peak_lr: float, out: Path) -> None:
+def train(vae: WanVAE, stage: str, steps: int, frames: int, batch_size: int, peak_lr: float, out: Path) -> None:
+    """One stage with warm-up and cosine decay; leaves the moving average of the weights in `vae` and in a file."""
     generator, rng = torch.Generator().manual_seed(len(stage)), random.Random(len(stage))
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda s: min(1.0, (s + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps)))),
-    )
+    parameters = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.0)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0.02 * peak_lr)
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=100)
+    average = copy.deepcopy(vae.state_dict())
     started, errors = time.time(), []
-    for step in range(steps):
+    for step in range(1, steps + 1):
         video = batch(batch_size, frames, generator, rng).contiguous(memory_format=torch.channels_last_3d)
         loss, mse = reconstruction_loss(vae, video)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        schedule.step()
+        decay.step()
+        warm_up.step()
+        rate = max(1 - EMA, 1 / (step + 1))
+        torch._foreach_lerp_(list(average.values()), list(vae.state_dict().values()), rate)
         errors.append(mse)
-        if step % 100 == 99:
-            psnr = 10 * math.log10(4 / (sum(errors[-100:]) / 100))
-            print(f"{stage} step {step + 1}/{steps} psnr {psnr:.2f} dB {time.time() - started:.0f} s", flush=True)
-            save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, out / "vae.safetensors")
-    save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, out / "vae.safetensors")
+        if step % 100 == 0 or step == steps:
+            psnr = 10 * math.log10(4 / (sum(errors[-100:]) / len(errors[-100:])))
+            print(f"{stage} step {step}/{steps} psnr {psnr:.2f} dB {time.time() - started:.0f} s", flush=True)
+            save_file({k: v.contiguous() for k, v in average.items()}, out / "vae.safetensors")
+    vae.load_state_dict(average)
 
 
 @torch.no_grad()
@@ -102,22 +120,28 @@ def latent_statistics(vae: WanVAE, clips: int = 512) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/tiny"))
-    parser.add_argument("--frame-steps", type=int, default=1200)
-    parser.add_argument("--short-clip-steps", type=int, default=1000)
-    parser.add_argument("--clip-steps", type=int, default=400)
-    parser.add_argument("--resume", action="store_true", help="skip the frame stage and start from OUT/vae.safetensors")
+    parser.add_argument("--frame-steps", type=int, default=2500)
+    parser.add_argument("--clip-steps", type=int, default=800)
+    parser.add_argument("--decoder-steps", type=int, default=800)
+    parser.add_argument(
+        "--start", choices=STAGES, default=STAGES[0], help="a later stage goes on with OUT/vae.safetensors"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     vae = WanVAE(VAEConfig(**ARCHITECTURE)).channels_last()
-    start_as_image_model(vae)
-    if args.resume:
-        vae.load_state_dict(load_file(args.out / "vae.safetensors"))
+    stages = STAGES[STAGES.index(args.start) :]
+    if "frames" in stages:
+        initialise(vae)
+        train(vae, "frames", args.frame_steps, frames=1, batch_size=12, peak_lr=6e-4, out=args.out)
     else:
-        train(vae, "frames", args.frame_steps, batch_size=16, frames=1, peak_lr=5e-4, out=args.out)
-    train(vae, "short clips", args.short_clip_steps, batch_size=4, frames=9, peak_lr=3e-4, out=args.out)
-    train(vae, "clips", args.clip_steps, batch_size=4, frames=17, peak_lr=1e-4, out=args.out)
-    (args.out / LATENTS_FILE).write_text(json.dumps(latent_statistics(vae)))
+        vae.load_state_dict(load_file(args.out / "vae.safetensors"))
+    if "clips" in stages:
+        train(vae, "clips", args.clip_steps, frames=9, batch_size=4, peak_lr=4e-4, out=args.out)
+        (args.out / LATENTS_FILE).write_text(json.dumps(latent_statistics(vae)))
+    vae.encoder.requires_grad_(False)
+    vae.conv1.requires_grad_(False)
+    train(vae, "decoder", args.decoder_steps, frames=17, batch_size=4, peak_lr=2e-4, out=args.out)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def test_every_kind_of_scene_is_recognised_in_a_noisy_drawing():
 
 
 @pytest.mark.parametrize(
-    ("attribute", "other"), [("shape", "star"), ("color", "blue"), ("direction", "up"), ("background", "pink")]
+    ("attribute", "other"), [("shape", "cross"), ("color", "blue"), ("direction", "up"), ("background", "pink")]
 )
 def test_one_wrong_attribute_is_noticed_and_named(attribute, other):
     shown = Scene("circle", "red", "left", "black")
@@ -57,8 +57,8 @@ def test_prompts_alternate_between_both_languages():
 
 
 def test_templates_name_every_attribute():
-    scene = Scene("star", "cyan", "down", "gray")
+    scene = Scene("cross", "cyan", "down", "gray")
     for template in ENGLISH:
         assert all(word in scene.english(template) for word in vars(scene).values())
     for template in CHINESE:
-        assert all(word in scene.chinese(template) for word in ("星形", COLORS["cyan"][0], "下", "灰色"))
+        assert all(word in scene.chinese(template) for word in ("十字", COLORS["cyan"][0], "下", "灰色"))
