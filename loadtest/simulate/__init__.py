@@ -1,0 +1,1 @@
+"""Discrete-event simulator of the autoscaled fleet: arrivals, cold starts, scaling rules, spot losses, resume."""

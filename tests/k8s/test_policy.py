@@ -1,0 +1,280 @@
+"""What every rendered pod must keep to: limits, probes, a hardened security context, references that exist, time to drain."""
+
+import re
+
+import pytest
+
+from export.placement import parse_placement
+from loadtest.simulate.scaling import ScalingPolicy
+from service.drain import parse_arguments as drain_arguments
+from tests.k8s.rendering import (
+    GPU_SERVING,
+    OVERLAYS,
+    SERVING,
+    WORKLOADS,
+    config,
+    container,
+    containers,
+    named,
+    of_kind,
+    pod_spec,
+    render,
+)
+
+TRITON = "Deployment/wan-triton"
+
+
+def seconds(text: str) -> int:
+    return int(re.search(r"=(\d+)$", text)[1])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_container_is_locked_down(overlay):
+    for each in containers(overlay):
+        security = each.spec["securityContext"]
+        assert security["readOnlyRootFilesystem"] is True, each
+        assert security["allowPrivilegeEscalation"] is False, each
+        assert security["privileged"] is False, each
+        assert security["capabilities"] == {"drop": ["ALL"]}, each
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_is_locked_down(overlay):
+    for workload in of_kind(overlay, *WORKLOADS):
+        pod = pod_spec(workload)
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        # What the "restricted" Pod Security Standard allows.
+        kinds = {kind for volume in pod.get("volumes", []) for kind in volume if kind != "name"}
+        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_images_are_pinned(overlay):
+    images = [each.spec["image"] for each in containers(overlay)]
+    images += [item["spec"]["imageName"] for item in of_kind(overlay, "Cluster")]
+    for image in images:
+        assert re.search(r":v?\d+(\.\d+)+[\w.-]*$|@sha256:[0-9a-f]{64}$", image), image
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_container_has_requests_and_limits(overlay):
+    for each in containers(overlay):
+        resources = each.spec["resources"]
+        for kind in ("cpu", "memory", "ephemeral-storage"):
+            assert kind in resources["requests"], each
+            assert kind in resources["limits"], each
+        assert resources["requests"]["memory"] == resources["limits"]["memory"], each
+        gpus = [resources[part].get("nvidia.com/gpu") for part in ("requests", "limits")]
+        assert gpus[0] == gpus[1], each
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_every_long_running_container_has_probes(overlay):
+    for each in containers(overlay):
+        if each.kind != "init":
+            assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(each.spec), each
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                assert each.spec[probe].get("timeoutSeconds", 1) < 3600
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_a_probe_gives_up_before_kubelet_cuts_it_off(overlay):
+    from service.probe import parse_arguments
+
+    triton = container(overlay, TRITON, "triton")
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        command = triton[name]["exec"]["command"]
+        assert command[:3] == ["python3", "-m", "service.probe"]
+        options = parse_arguments(command[3:])
+        # The probe asks several questions, of which at most the last one takes long.
+        assert options.timeout < triton[name]["timeoutSeconds"]
+    patience = triton["startupProbe"]["periodSeconds"] * triton["startupProbe"]["failureThreshold"]
+    assert 1200 <= patience <= named(overlay, "Deployment", "wan-triton")["spec"]["progressDeadlineSeconds"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_reference_exists(overlay):
+    existing = {(item["kind"], item["metadata"]["name"]) for item in render(overlay)}
+    keys = {(i["kind"], i["metadata"]["name"]): set(i.get("data", {})) for i in of_kind(overlay, "Secret", "ConfigMap")}
+    for cluster in of_kind(overlay, "Cluster"):
+        # CloudNativePG writes this Secret: https://cloudnative-pg.io/documentation/current/applications/
+        keys[("Secret", f"{cluster['metadata']['name']}-app")] = {
+            "uri",
+            "username",
+            "password",
+            "host",
+            "port",
+            "dbname",
+        }
+    existing |= set(keys)
+    for workload in of_kind(overlay, *WORKLOADS):
+        pod = pod_spec(workload)
+        claimed = {template["metadata"]["name"] for template in workload["spec"].get("volumeClaimTemplates", [])}
+        volumes = {volume["name"] for volume in pod.get("volumes", [])} | claimed
+        for volume in pod.get("volumes", []):
+            if claim := volume.get("persistentVolumeClaim"):
+                assert ("PersistentVolumeClaim", claim["claimName"]) in existing
+            if source := volume.get("configMap"):
+                assert ("ConfigMap", source["name"]) in existing
+            if source := volume.get("secret"):
+                assert ("Secret", source["secretName"]) in existing
+        assert ("ServiceAccount", pod["serviceAccountName"]) in existing
+        assert ("PriorityClass", pod["priorityClassName"]) in existing
+        for spec in pod["containers"] + pod.get("initContainers", []):
+            assert {mount["name"] for mount in spec.get("volumeMounts", [])} <= volumes
+            for source in spec.get("envFrom", []):
+                kind = "ConfigMap" if "configMapRef" in source else "Secret"
+                assert (kind, next(iter(source.values()))["name"]) in existing
+            for variable in spec.get("env", []):
+                if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
+                    assert reference["key"] in keys[("Secret", reference["name"])]
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_service_accounts_have_no_api_access(overlay):
+    assert all(item["automountServiceAccountToken"] is False for item in of_kind(overlay, "ServiceAccount"))
+    assert not of_kind(overlay, "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_grace_period_covers_drain_and_shutdown(overlay):
+    pod = pod_spec(named(overlay, "Deployment", "wan-triton"))
+    worker, triton = container(overlay, TRITON, "worker"), container(overlay, TRITON, "triton")
+    command = worker["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[:3] == ["python3", "-m", "service.drain"]
+    budget = drain_arguments(command[3:]).budget
+    arguments = [a for a in triton.get("args", []) if a.startswith("--exit-timeout-secs=")]
+    # The launcher of the demo has no such argument; its own limit is 30 s.
+    exit_timeout = seconds(arguments[0]) if arguments else 30
+    assert pod["terminationGracePeriodSeconds"] >= budget + exit_timeout + 10
+    # The worker must not hand its jobs over before preStop says so.
+    assert float(config(overlay, "wan-settings")["WAN_DRAIN_SECONDS"]) >= budget
+
+
+def test_grace_period_of_gpu_pods_fits_the_cluster_autoscaler():
+    for overlay in GPU_SERVING:
+        assert pod_spec(named(overlay, "Deployment", "wan-triton"))["terminationGracePeriodSeconds"] <= 600
+
+
+def test_spot_pods_differ_only_in_how_fast_they_go():
+    plain, spot = (container(overlay, TRITON, "triton")["args"] for overlay in ("one-gpu", "spot"))
+    assert {a for a in plain + spot if a not in plain or a not in spot} == {
+        "--exit-timeout-secs=30",
+        "--exit-timeout-secs=3",
+    }
+
+
+def test_spot_pods_go_within_the_shortest_notice():
+    assert pod_spec(named("spot", "Deployment", "wan-triton"))["terminationGracePeriodSeconds"] <= 30
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_gateway_grace_period_covers_its_requests(overlay):
+    pod = pod_spec(named(overlay, "Deployment", "wan-gateway"))
+    gateway = container(overlay, "Deployment/wan-gateway", "gateway")
+    command = gateway["command"]
+    requests = int(command[command.index("--timeout-graceful-shutdown") + 1])
+    wait = int(gateway["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] >= wait + requests + 10
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_triton_outlives_the_worker(overlay):
+    """As a native sidecar: kubelet stops it after the main container, whose running jobs need it."""
+    triton = container(overlay, TRITON, "triton")
+    assert triton["restartPolicy"] == "Always"
+    assert [c["name"] for c in pod_spec(named(overlay, "Deployment", "wan-triton"))["containers"]] == ["worker"]
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_triton_is_not_reachable_from_outside_its_pod(overlay):
+    arguments = container(overlay, TRITON, "triton").get("args", [])
+    if overlay == "cpu-demo":
+        assert not any(a.startswith("--host") for a in arguments)  # the launcher binds to the loopback
+    else:
+        assert {"--http-address=127.0.0.1", "--grpc-address=127.0.0.1"} <= set(arguments)
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_run_directory_and_shm_are_shared_memory(overlay):
+    volumes = {v["name"]: v for v in pod_spec(named(overlay, "Deployment", "wan-triton"))["volumes"]}
+    for name in ("run", "shm"):
+        assert volumes[name]["emptyDir"]["medium"] == "Memory"
+        assert volumes[name]["emptyDir"]["sizeLimit"]
+    mounts = [
+        {m["name"]: m["mountPath"] for m in container(overlay, TRITON, n)["volumeMounts"]} for n in ("triton", "worker")
+    ]
+    assert mounts[0]["run"] == mounts[1]["run"] == config(overlay, "wan-settings")["WAN_RUN_DIR"]
+    assert mounts[0]["shm"] == "/dev/shm"
+
+
+@pytest.mark.parametrize("overlay", GPU_SERVING)
+def test_gpu_pods_go_to_gpu_nodes(overlay):
+    pod = pod_spec(named(overlay, "Deployment", "wan-triton"))
+    assert "nvidia.com/gpu.product" in pod["nodeSelector"]
+    assert any(t["key"] == "nvidia.com/gpu" for t in pod["tolerations"])
+    assert pod["topologySpreadConstraints"]
+    expected = "8" if overlay == "eight-gpu" else "1"
+    assert container(overlay, TRITON, "triton")["resources"]["limits"]["nvidia.com/gpu"] == expected
+
+
+@pytest.mark.parametrize("overlay", ["one-gpu", "eight-gpu"])
+def test_engines_are_built_with_the_image_and_gpu_of_the_servers(overlay):
+    job, server = pod_spec(named(f"{overlay}/engines", "Job", "wan-engines")), container(overlay, TRITON, "triton")
+    export = job["containers"][0]
+    assert export["image"] == server["image"]
+    assert job["nodeSelector"] == pod_spec(named(overlay, "Deployment", "wan-triton"))["nodeSelector"]
+    assert config(f"{overlay}/engines", "wan-artifacts") == config(overlay, "wan-artifacts")
+    assert "$(MODEL_REPOSITORY)" in export["command"]
+    assert "--model-repository=$(MODEL_REPOSITORY)" in server["args"]
+
+
+@pytest.mark.parametrize("overlay", ["one-gpu", "eight-gpu"])
+def test_placement_fits_the_gpus_and_the_autoscaler(overlay):
+    placement = parse_placement(config(overlay, "wan-artifacts")["PLACEMENT"])
+    for spec in (
+        container(overlay, TRITON, "triton"),
+        container(f"{overlay}/engines", "Job/wan-engines", "export"),
+    ):
+        assert placement.used == list(range(int(spec["resources"]["limits"]["nvidia.com/gpu"])))
+    slots, per_slot = len(placement.gpus["denoise"]), ScalingPolicy.from_manifest().seconds_per_replica
+    if overlay == "eight-gpu":
+        metrics = of_kind(overlay, "HorizontalPodAutoscaler")[0]["spec"]["metrics"]
+        asked = {m["external"]["metric"]["name"]: m["external"]["target"]["averageValue"] for m in metrics}
+        assert asked == {"wan_backlog_gpu_seconds": f"{slots * per_slot:.0f}", "wan_workers_busy": "1"}
+    else:
+        triggers = of_kind(overlay, "ScaledObject")[0]["spec"]["triggers"]
+        assert [t["metadata"]["threshold"] for t in triggers] == [f"{slots * per_slot:.0f}", "1"]
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_nothing_is_reachable_without_a_policy(overlay):
+    policies = {item["metadata"]["name"]: item["spec"] for item in of_kind(overlay, "NetworkPolicy")}
+    deny = policies["wan-default-deny"]
+    assert set(deny["policyTypes"]) == {"Ingress", "Egress"}
+    assert "ingress" not in deny
+    assert "egress" not in deny
+    for workload in of_kind(overlay, *WORKLOADS):
+        labels = workload["spec"]["template"]["metadata"]["labels"]
+        assert deny["podSelector"]["matchLabels"].items() <= labels.items()
+    excepted = [b["ipBlock"]["except"] for rule in policies["wan-outside"]["egress"] for b in rule["to"]]
+    assert excepted == [["169.254.0.0/16"]]
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_disruptions_take_one_pod_at_a_time(overlay):
+    budgets = {item["metadata"]["name"]: item["spec"] for item in of_kind(overlay, "PodDisruptionBudget")}
+    for name in ("wan-gateway", "wan-triton"):
+        assert budgets[name]["maxUnavailable"] == 1
+        assert budgets[name]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+@pytest.mark.parametrize("overlay", GPU_SERVING)
+def test_the_autoscaler_owns_the_number_of_replicas(overlay):
+    assert "replicas" not in named(overlay, "Deployment", "wan-triton")["spec"]
+    assert len(of_kind(overlay, "HorizontalPodAutoscaler", "ScaledObject")) == 1
