@@ -1,0 +1,50 @@
+"""`soak`: a load for an hour (or minutes), and the names of what leaks."""
+
+import argparse
+import asyncio
+import json
+from pathlib import Path
+
+from loadtest.cli.options import add_profile_options, folder_of, read_profile
+from loadtest.probe import Watch, find_roots
+from loadtest.report import write_run
+from loadtest.soak import as_json, default_database, findings, soak, soak_page, verdict
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_profile_options(parser)
+    parser.add_argument("--minutes", type=float, default=60, help="how long")
+    parser.add_argument(
+        "--pid",
+        type=int,
+        action="append",
+        default=[],
+        help="process to watch with all its children; may be repeated; not given: who owns the port",
+    )
+    parser.add_argument("--state-dir", type=Path, help="the service's WAN_STATE_DIR: its run directories and database")
+    parser.add_argument("--run-dir", type=Path, help="run directories, if not STATE_DIR/run")
+    parser.add_argument("--database", type=Path, help="SQLite file, if not STATE_DIR/jobs.db")
+    parser.add_argument("--every", type=float, default=5, help="seconds between samples")
+    parser.add_argument("--quiet", action="store_true", help="no live view")
+
+
+def handle(given: argparse.Namespace) -> int:
+    """Write soak.json, soak.html and the run's own files; exit code 1 if anything leaks or the SLO is not met."""
+    given.overrides += [f"limits.seconds={given.minutes * 60}", "limits.requests=1000000"]
+    profile = read_profile(given)
+    folder = folder_of(given, f"soak-{profile.name}")
+    run_dir = given.run_dir or (given.state_dir / "run" if given.state_dir else None)
+    watch = Watch(
+        find_roots(given.pid, profile.target.url), run_dir, given.database or default_database(given.state_dir)
+    )
+    print("watching:", ", ".join(f"{process.name()} ({process.pid}) and its children" for process in watch.roots))
+    result = asyncio.run(soak(profile, watch, given.every, given.quiet))
+    found = findings(watch)
+    ok, problems = verdict(watch, found, result)
+    write_run(result, folder)
+    (folder / "soak.json").write_text(json.dumps(as_json(watch, found, ok, problems)), encoding="utf-8")
+    (folder / "soak.html").write_text(soak_page(watch, found, result, problems), encoding="utf-8")
+    for problem in problems:
+        print(problem)
+    print(f"{'flat' if ok else 'NOT FLAT'}: {len(found)} series, report: {folder / 'soak.html'}")
+    return 0 if ok else 1
