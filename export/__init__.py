@@ -1,0 +1,1 @@
+"""From a checkpoint to a complete Triton model repository: `python -m export CHECKPOINT --target cpu --out DIR`."""

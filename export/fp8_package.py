@@ -1,0 +1,218 @@
+"""Writes the DiT as a package of safetensors shards, in FP8 or bfloat16, one shard in memory at a time.
+
+Each tensor is read (mapped from its file), dequantised if need be, merged with the LoRAs, quantised, and dropped.
+A shard that is complete is not written again, so an interrupted packaging continues where it stopped. Beside the
+weights: `precision.json` (what is stored how) and `fp8_errors.json` (what quantisation cost each layer).
+
+Tensors keep their official names, also in the Diffusers layout: readers of that layout accept both, and the package
+stays readable by others that know the row-scaled format.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from export.atomic import replacing, write_json
+from export.fp8_formats import DitWeights
+from export.lora import Lora, merge
+from export.precision import Precision, group, high_precision
+from wan import fp8
+from wan.checkpoint import SETTINGS_FILE, Checkpoint, DiffusersCheckpoint
+
+SHARD_BYTES = 1 << 30
+STEM = "diffusion_pytorch_model"
+PRECISION_FILE, ERRORS_FILE = "precision.json", "fp8_errors.json"
+SCALE_BYTES = 4
+NOTE = "wan"  # key of a shard's metadata
+Progress = Callable[[str, int], None]  # tensor name, bytes read
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the package: how it is stored, and how many bytes it takes."""
+
+    name: str
+    shape: tuple[int, ...]
+    is_fp8: bool
+
+    @property
+    def bytes(self) -> int:
+        count = prod(self.shape)
+        if self.is_fp8:
+            return count + self.shape[0] * SCALE_BYTES
+        return count * high_precision(self.name).itemsize
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What quantisation did to one layer: Frobenius norm of the difference over that of the weight, and the extremes."""
+
+    layer: str
+    relative_error: float
+    max_error: float
+    max_weight: float
+
+
+def plan(weights: DitWeights, precision: Precision, num_layers: int) -> list[Entry]:
+    """Every tensor of the package, in order. Raises PrecisionError."""
+    precision.check(num_layers)
+    shapes = [(name, weights.shape(name)) for name in weights.names]
+    return [Entry(name, shape, precision.is_fp8(name, shape, num_layers)) for name, shape in shapes]
+
+
+def package_bytes(entries: list[Entry]) -> int:
+    return sum(entry.bytes for entry in entries)
+
+
+def shards(entries: list[Entry], shard_bytes: int) -> list[list[Entry]]:
+    """Consecutive tensors of at most `shard_bytes` together; a larger tensor has a shard for itself."""
+    groups: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if groups[-1] and size + entry.bytes > shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(entry)
+        size += entry.bytes
+    return groups
+
+
+def _stored(entry: Entry, tensor: Tensor) -> tuple[dict[str, Tensor], LayerError | None]:
+    """The tensors that the package holds for one float32 tensor."""
+    if not entry.is_fp8:
+        return {entry.name: tensor.to(high_precision(entry.name)).contiguous()}, None
+    values, scale = fp8.quantize_rows(tensor)
+    layer = entry.name.removesuffix(".weight")
+    difference = fp8.dequantize(values, scale).sub_(tensor)
+    relative = float(difference.norm() / tensor.norm().clamp(min=torch.finfo(torch.float32).tiny))
+    error = LayerError(layer, relative, float(difference.abs().amax()), float(tensor.abs().amax()))
+    return {entry.name: values, f"{layer}.{fp8.SCALE_SUFFIX}": scale}, error
+
+
+def _write_shard(
+    path: Path, entries: list[Entry], weights: DitWeights, loras: list[Lora], recipe: str, progress: Progress
+) -> None:
+    tensors: dict[str, Tensor] = {}
+    errors = []
+    for entry in entries:
+        stored, error = _stored(entry, merge(loras, entry.name, weights.load(entry.name)))
+        tensors |= stored
+        errors += [asdict(error)] if error else []
+        progress(entry.name, prod(entry.shape))
+    note = json.dumps({"recipe": recipe, "errors": errors})  # in one key, since the order of several is not fixed
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {NOTE: note})
+
+
+def _note(path: Path) -> dict:
+    with safe_open(path, framework="pt") as handle:
+        return json.loads((handle.metadata() or {}).get(NOTE, "{}"))
+
+
+def _complete(path: Path, recipe: str) -> bool:
+    """Whether an earlier run wrote this shard from the same recipe; it appears under its name only when whole."""
+    return path.is_file() and _note(path).get("recipe") == recipe
+
+
+def _errors(files: list[Path]) -> list[LayerError]:
+    return [LayerError(**error) for file in files for error in _note(file)["errors"]]
+
+
+def folder_of_weights(checkpoint: Checkpoint, folder: Path) -> Path:
+    """Where the weights lie: the layout decides which sigma grid the samplers use, so it stays that of the source."""
+    return folder / "transformer" if isinstance(checkpoint, DiffusersCheckpoint) else folder
+
+
+def package(
+    checkpoint: Checkpoint,
+    weights: DitWeights,
+    folder: Path,
+    precision: Precision,
+    loras: list[Lora],
+    recipe: str,
+    progress: Progress = lambda name, elements: None,
+    shard_bytes: int = SHARD_BYTES,
+) -> dict:
+    """Write the package to `folder`; returns the manifest's part about it.
+
+    Shards that an earlier run wrote from the same `recipe` (a hash of all that the weights depend on) are kept.
+    """
+    entries = plan(weights, precision, checkpoint.dit_config().num_layers)
+    target = folder_of_weights(checkpoint, folder)
+    target.mkdir(parents=True, exist_ok=True)
+    groups = shards(entries, shard_bytes)
+    files = [target / f"{STEM}-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    for file, group_entries in zip(files, groups, strict=True):
+        if _complete(file, recipe):
+            for entry in group_entries:
+                progress(entry.name, prod(entry.shape))
+        else:
+            _write_shard(file, group_entries, weights, loras, recipe, progress)
+    for stale in set(target.glob(f"{STEM}-*.safetensors")) - set(files):
+        stale.unlink()
+    _copy_settings(checkpoint, folder, target)
+    _write_index(target, files)
+    described = describe(entries, weights, precision, loras)
+    write_json(folder / PRECISION_FILE, described)
+    write_json(folder / ERRORS_FILE, error_report(_errors(files)))
+    return described | {"errors": _summary(folder)}
+
+
+def _copy_settings(checkpoint: Checkpoint, folder: Path, target: Path) -> None:
+    source = folder_of_weights(checkpoint, checkpoint.root) / "config.json"
+    for path, destination in ((source, target), (checkpoint.root / SETTINGS_FILE, folder)):
+        if path.is_file():
+            shutil.copyfile(path, destination / path.name)
+
+
+def _write_index(target: Path, files: list[Path]) -> None:
+    where, size = {}, 0
+    for file in files:
+        with safe_open(file, framework="pt") as handle:
+            where |= dict.fromkeys(handle.keys(), file.name)
+        size += file.stat().st_size
+    write_json(target / f"{STEM}.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": where})
+
+
+def describe(entries: list[Entry], weights: DitWeights, precision: Precision, loras: list[Lora]) -> dict:
+    """What is stored how: bytes, the preset, and for each group of layers the tensors of each type."""
+    groups: dict[str, Counter] = {}
+    for entry in entries:
+        stored = "float8_e4m3fn" if entry.is_fp8 else str(high_precision(entry.name)).removeprefix("torch.")
+        groups.setdefault(group(entry.name), Counter())[stored] += 1
+    return {
+        "precision": asdict(precision),
+        "source_format": weights.format,
+        "bytes": package_bytes(entries),
+        "groups": {name: dict(counts) for name, counts in sorted(groups.items())},
+        "loras": [
+            {"file": lora.path.name, "strength": lora.strength, "parameters": len(lora.parameters)} for lora in loras
+        ],
+    }
+
+
+def error_report(errors: list[LayerError]) -> dict:
+    """All layers, worst first, and the mean by kind of layer."""
+    worst = sorted(errors, key=lambda error: error.relative_error, reverse=True)
+    kinds: dict[str, list[float]] = {}
+    for error in errors:
+        kinds.setdefault(".".join(error.layer.split(".")[2:]), []).append(error.relative_error)
+    means = {kind: sum(values) / len(values) for kind, values in sorted(kinds.items())}
+    return {"mean_relative_error_by_kind": means, "layers": [asdict(error) for error in worst]}
+
+
+def _summary(folder: Path) -> dict | None:
+    report = json.loads((folder / ERRORS_FILE).read_text())
+    if not report["layers"]:
+        return None
+    mean = sum(layer["relative_error"] for layer in report["layers"]) / len(report["layers"])
+    return {"layers": len(report["layers"]), "mean_relative_error": mean, "worst": report["layers"][:5]}

@@ -1,0 +1,104 @@
+"""How much GPU memory each stage needs, from the checkpoint alone, before anything is built.
+
+Weights and caches are exact. Activations count the tensors that live at the widest point of a forward pass; the real
+number depends on kernels, so they are rounded up and 5 % of each GPU stay unused (placement.USABLE).
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from export.placement import GIB, Gpu, Placement
+from export.vae_cache import CacheSlot
+from wan.config import DiTConfig, TextConfig, VAEConfig
+
+CONTEXT = 600 << 20  # a CUDA context with its modules, for each process
+BF16, FP32 = 2, 4
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes of one instance of a stage."""
+
+    weights: int
+    caches: int
+    activations: int
+    context: int = CONTEXT
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.caches + self.activations + self.context
+
+
+@dataclass(frozen=True)
+class Video:
+    """The largest video that is served."""
+
+    width: int
+    height: int
+    frames: int
+
+
+def text_encoder(config: TextConfig, parameters: int, length: int, batch: int) -> StageMemory:
+    """Weights in BF16; the widest point is either attention (scores in float32, and their softmax) or the gated FFN."""
+    attention = (
+        config.num_heads * length * length * (FP32 + FP32 + BF16) + 4 * length * config.num_heads * config.d_kv * BF16
+    )
+    ffn = length * (3 * config.d_ff * BF16 + config.d_model * FP32)
+    return StageMemory(parameters * BF16, 0, batch * max(attention, ffn) + 2 * batch * length * config.d_model * FP32)
+
+
+def denoise(config: DiTConfig, weight_bytes: int, video: Video, vae: VAEConfig) -> StageMemory:
+    """Bytes for each token: the residual stream and its normalised copy, then either attention or the feed-forward layer.
+
+    Attention holds q, k, v, their float32 forms during the rotation and the output; the feed-forward layer its hidden
+    values, their activation and what FP8 quantisation makes of them (a float32 copy, the quotient, the FP8 values).
+    """
+    tokens = _tokens(video, vae)
+    stream = config.dim * (BF16 + FP32 + FP32 + BF16)
+    attention = config.dim * (3 * BF16 + 3 * FP32 + BF16)
+    ffn = config.ffn_dim * (2 * BF16 + 2 * FP32 + 1)
+    residuals = 2 * tokens * config.dim * BF16  # TeaCache, one for each guidance branch
+    text = 2 * config.num_layers * 2 * config.text_len * config.dim * BF16  # cross-attention keys and values
+    return StageMemory(weight_bytes, residuals + text, tokens * (stream + max(attention, ffn)))
+
+
+def _tokens(video: Video, vae: VAEConfig) -> int:
+    frames = 1 + (video.frames - 1) // vae.temporal_stride
+    return frames * (video.height // (2 * vae.spatial_stride)) * (video.width // (2 * vae.spatial_stride))
+
+
+def vae_decoder(config: VAEConfig, parameters: int, slots: list[CacheSlot], video: Video) -> StageMemory:
+    """Two sets of caches in BF16; the widest layers have `dim` channels for a chunk of frames at full size.
+
+    There live the input, the convolution's input with its past, the float32 form inside a norm and its result.
+    """
+    h, w = video.height // config.spatial_stride, video.width // config.spatial_stride
+    caches = 2 * BF16 * sum(prod(slot.shape(h, w)) for slot in slots)
+    widest = config.dim * config.temporal_stride * video.width * video.height
+    frames = 3 * config.temporal_stride * video.width * video.height * FP32
+    both_engines = 2 * parameters * BF16  # first and next step each hold the weights
+    return StageMemory(both_engines, caches, widest * (3 * BF16 + 2 * FP32) + frames)
+
+
+def table(stages: dict[str, StageMemory], placement: Placement, gpus: list[Gpu], video: Video) -> str:
+    """What each stage and each GPU needs, for people."""
+    rows = [("stage", "weights", "caches", "activations", "context", "total", "GPUs")]
+    for name, stage in stages.items():
+        where = ", ".join(map(str, placement.gpus[name]))
+        where += f" (x{placement.instances(name)})" if placement.instances(name) > 1 else ""
+        numbers = (stage.weights, stage.caches, stage.activations, stage.context, stage.total)
+        rows.append((name, *(f"{number / GIB:.2f}" for number in numbers), where))
+    lines = [f"GPU memory in GiB for {video.width}x{video.height}, {video.frames} frames", *_aligned(rows)]
+    totals = {name: stage.total for name, stage in stages.items()}
+    known = {gpu.index: gpu for gpu in gpus}
+    rows = [("GPU", "needed", "of", "stages")]
+    for index in placement.used:
+        of = f"{known[index].memory / GIB:.1f} {known[index].name}".strip() if index in known else "unknown"
+        on = ", ".join(stage for stage, at in placement.gpus.items() if index in at)
+        rows.append((str(index), f"{placement.load(index, totals) / GIB:.2f}", of, on))
+    return "\n".join([*lines, "", *_aligned(rows)])
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

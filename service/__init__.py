@@ -1,0 +1,1 @@
+"""The public face of the project: jobs, files, HTTP API, worker and web page around a Triton server."""

@@ -1,0 +1,1 @@
+"""What the Python models of the repository share: input checks, run directory, settings, artifacts, runtimes, metrics."""

@@ -1,0 +1,75 @@
+"""What the export left for a stage, and the check that it fits before anything is loaded."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class ArtifactError(Exception):
+    """The repository's artifacts are missing, damaged or made for something else; the message says what to run."""
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The exported files of one model and the manifest of the repository they belong to."""
+
+    manifest: dict
+    folder: Path  # <repository>/<model>/<version>
+    device: str | None = None  # that Triton gave the instance; None on a CPU
+
+    @classmethod
+    def open(cls, args: dict) -> "Artifacts":
+        """From the `args` of a Triton Python model's `initialize`; raises ArtifactError."""
+        model = Path(args["model_repository"])
+        on_gpu = args.get("model_instance_kind") == "GPU"
+        device = f"cuda:{args['model_instance_device_id']}" if on_gpu else None
+        artifacts = cls(_read_manifest(model.parent), model / args["model_version"], device)
+        artifacts._check(model.parent, args["model_name"])
+        return artifacts
+
+    def __getitem__(self, name: str) -> Path:
+        return self.folder / name
+
+    @property
+    def command(self) -> str:
+        """What to run to make these artifacts again."""
+        return _command(self.manifest, self.folder.parent.parent)
+
+    def _check(self, repository: Path, model: str) -> None:
+        for name, entry in self.manifest["artifacts"].items():
+            # A model's configuration is the operator's to change; its files are not.
+            if not name.startswith(f"{model}/{self.folder.name}/"):
+                continue
+            path = repository / name
+            if not path.is_file():
+                raise ArtifactError(f"{path} is missing; {_command(self.manifest, repository)}")
+            if path.stat().st_size != entry["bytes"]:
+                raise ArtifactError(
+                    f"{path} has {path.stat().st_size} bytes, the manifest says {entry['bytes']}; {_command(self.manifest, repository)}"
+                )
+
+
+def _read_manifest(repository: Path) -> dict:
+    path = repository / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing; {_command({}, repository)}") from None
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{path} is not JSON ({error}); {_command({}, repository)}") from error
+    if manifest.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{path} has format {manifest.get('format')}, this code reads {FORMAT}; {_command(manifest, repository)}"
+        )
+    return manifest
+
+
+def _command(manifest: dict, repository: Path) -> str:
+    if manifest.get("command"):
+        return f"run: {manifest['command']}"
+    source = manifest.get("source", {}).get("path", "CHECKPOINT")
+    target = manifest.get("target", "cpu")
+    return f"run: python -m export {source} --target {target} --out {repository}"

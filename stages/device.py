@@ -1,0 +1,40 @@
+"""Tensors and memory of a stage that may run on a GPU."""
+
+import torch
+from torch import Tensor
+
+from stages.inputs import array
+from wan.errors import InvalidRequest
+
+
+def device_tensor(request, name: str, dims: tuple[int, ...]) -> Tensor:
+    """A float32 tensor of a request where it is, on a GPU or the host; checked like `stages.inputs.array`."""
+    found = next((tensor for tensor in request.inputs() if tensor.name() == name), None)
+    if found is None or found.is_cpu():
+        return torch.from_numpy(array(request, name, "FP32", dims))
+    tensor = torch.from_dlpack(found.to_dlpack())
+    fits = tensor.dim() == len(dims) and all(
+        d == s or (d == -1 and s > 0) for d, s in zip(dims, tensor.shape, strict=True)
+    )
+    if tensor.dtype != torch.float32 or not fits:
+        raise InvalidRequest(name, f"{tensor.dtype} {list(tensor.shape)}", f"FP32 {list(dims)}")
+    if not torch.isfinite(tensor).all():
+        raise InvalidRequest(name, "NaN or infinity", "finite numbers")
+    return tensor
+
+
+def leave_room(manifest: dict, stage: str, device: torch.device) -> None:
+    """Keep PyTorch in this process from taking memory that other stages on the same GPU were promised.
+
+    The export checked that all of them fit together; a stage that grew beyond its share would break the others.
+    """
+    if device.type != "cuda":
+        return
+    index = device.index or 0
+    others = 0
+    for name, indices in manifest["placement"].items():
+        if index in indices:
+            on_each = manifest["instances"][name] // len(indices)
+            others += (on_each - (name == stage)) * manifest["memory"][name]["total"]
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(max(total - others, 0) / total, device)

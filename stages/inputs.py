@@ -1,0 +1,109 @@
+"""Reads and checks the tensors of a request. An error names the tensor, its value and what is allowed.
+
+Works on anything shaped like `pb_utils.InferenceRequest`, so it needs no Triton to be tested.
+"""
+
+import json
+
+import numpy as np
+
+from wan.config import Defaults
+from wan.errors import InvalidRequest
+from wan.request import GenerationRequest
+
+# Tensor name -> (Triton type, numpy kind). The request fields have the same names in lower case.
+PARAMETERS = {
+    "PROMPT": "STRING",
+    "NEGATIVE_PROMPT": "STRING",
+    "WIDTH": "INT32",
+    "HEIGHT": "INT32",
+    "NUM_FRAMES": "INT32",
+    "STEPS": "INT32",
+    "GUIDANCE_SCALE": "FP32",
+    "FLOW_SHIFT": "FP32",
+    "SEED": "INT64",
+    "SAMPLER": "STRING",
+    "CACHE_THRESHOLD": "FP32",
+}
+NUMPY_TYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "FP64": np.float64, "STRING": np.object_}
+
+
+def find(request, name: str) -> np.ndarray | None:
+    """The tensor as a numpy array; None if the request does not carry it."""
+    return next((tensor.as_numpy() for tensor in request.inputs() if tensor.name() == name), None)
+
+
+def array(request, name: str, kind: str, dims: tuple[int, ...]) -> np.ndarray:
+    """A tensor that must be there, with its type and shape; -1 in `dims` allows any length of at least 1."""
+    value = find(request, name)
+    shown = f"{kind} {list(dims)}"
+    if value is None:
+        raise InvalidRequest(name, None, shown)
+    fits = len(value.shape) == len(dims) and all(
+        d == s or (d == -1 and s > 0) for d, s in zip(dims, value.shape, strict=True)
+    )
+    if value.dtype != NUMPY_TYPES[kind] or not fits:
+        raise InvalidRequest(name, f"{value.dtype} {list(value.shape)}", shown)
+    if kind.startswith("FP") and not np.isfinite(value).all():
+        raise InvalidRequest(name, "NaN or infinity", "finite numbers")
+    return value
+
+
+def scalar(request, name: str, kind: str) -> int | float | str:
+    """The single value of a tensor of shape [1], text decoded from UTF-8."""
+    value = find(request, name)
+    if value is None or value.shape != (1,) or value.dtype != NUMPY_TYPES[kind]:
+        given = None if value is None else f"{value.dtype} {list(value.shape)}"
+        raise InvalidRequest(name, given, f"one {kind} value, shape [1]")
+    item = value[0]
+    if kind == "STRING":
+        return text(name, item)
+    return item.item()
+
+
+def text(name: str, value: bytes | str) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(name, value, f"UTF-8 text (byte {error.start} is 0x{value[error.start]:02x})") from None
+
+
+def generation_request(request, defaults: Defaults) -> tuple[GenerationRequest, bool]:
+    """The validated request of the ensemble's inputs, and whether its seed was drawn here.
+
+    Absent inputs take the checkpoint's defaults.
+    """
+    present = {tensor.name() for tensor in request.inputs()}
+    given = {name.lower(): scalar(request, name, kind) for name, kind in PARAMETERS.items() if name in present}
+    if "prompt" not in given:
+        raise InvalidRequest("PROMPT", None, "UTF-8 text")
+    try:
+        return GenerationRequest.create(defaults, **given), "seed" not in given
+    except InvalidRequest as error:
+        raise InvalidRequest(error.field.upper(), error.value, error.allowed) from None
+
+
+def check_video_bytes(request: GenerationRequest, limit: int) -> None:
+    """Refuse a video whose frames would not fit the server, though each of its sides is allowed."""
+    size = 3 * request.width * request.height * request.num_frames
+    if size > limit:
+        shape = f"{request.width}x{request.height}x{request.num_frames} = {size / 1e6:.0f} MB of frames"
+        raise InvalidRequest(
+            "WIDTH x HEIGHT x NUM_FRAMES", shape, f"at most {limit / 1e6:.0f} MB (WAN_MAX_VIDEO_BYTES)"
+        )
+
+
+def parameter(request, name: str, default):
+    """One of the request parameters that Triton passes to every step; they arrive as a JSON text."""
+    values = request.parameters()
+    values = json.loads(values) if isinstance(values, str) else values
+    return (values or {}).get(name, default)
+
+
+def flag(request, name: str) -> bool:
+    value = parameter(request, name, False)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"parameter {name}", value, "true or false")
+    return value

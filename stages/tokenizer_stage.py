@@ -1,0 +1,52 @@
+"""The tokenizer stage: checks the whole request before anything expensive runs, then turns its prompts into ids."""
+
+import json
+import time
+from dataclasses import asdict
+
+import numpy as np
+
+from stages.artifacts import Artifacts
+from stages.inputs import check_video_bytes, generation_request
+from stages.plans import check_size
+from stages.rundir import RunDirectory
+from stages.settings import StageSettings
+from wan.config import Defaults
+from wan.request import GenerationRequest
+from wan.text import Tokenizer
+
+
+class TokenizerStage:
+    """Refuses what a later stage would refuse, so that a bad request never waits behind a running video."""
+
+    def __init__(self, artifacts: Artifacts, settings: StageSettings):
+        self._defaults = Defaults.from_dict(artifacts.manifest["defaults"], "manifest.json: defaults")
+        self._settings, self._sizes = settings, artifacts.manifest.get("sizes")
+        self._tokenizer = Tokenizer(artifacts["tokenizer"])
+        self._tokens("PROMPT", "warm up")
+
+    def handle(self, request) -> dict[str, np.ndarray]:
+        directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
+        generation, drawn = generation_request(request, self._defaults)
+        check_video_bytes(generation, self._settings.max_video_bytes)
+        check_size(generation, self._sizes)
+        if drawn and directory and (seed := directory.checkpoint_seed()) is not None:
+            # The server drew the seed of the interrupted run; this one goes on with it.
+            generation = GenerationRequest(**asdict(generation) | {"seed": seed})
+        ids, mask = self._tokens("PROMPT", generation.prompt)
+        negative_ids, negative_mask = self._tokens("NEGATIVE_PROMPT", generation.negative_prompt)
+        if generation.guidance_scale == 1.0:
+            # Not used: an empty mask costs the encoder nothing and is the same for every request.
+            negative_ids, negative_mask = np.zeros_like(negative_ids), np.zeros_like(negative_mask)
+        resolved = asdict(generation) | {"tokenized_at": time.monotonic()}
+        return {
+            "REQUEST": np.array([json.dumps(resolved)], np.object_),
+            "IDS": ids,
+            "MASK": mask,
+            "NEGATIVE_IDS": negative_ids,
+            "NEGATIVE_MASK": negative_mask,
+        }
+
+    def _tokens(self, name: str, prompt: str) -> tuple[np.ndarray, np.ndarray]:
+        ids, mask = self._tokenizer([prompt], name)
+        return ids.numpy(), mask.numpy()

@@ -1,0 +1,148 @@
+"""Decodes latents on a GPU with TensorRT: the step graphs as engines, the feature cache in two sets of GPU buffers.
+
+A step reads one set and writes the other, then they change roles, so that nothing of the cache is copied or leaves the
+GPU. The buffers are plain torch tensors whose addresses the engine is given; both run on torch's current stream.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.artifacts import ArtifactError, Artifacts
+from stages.plans import check_content, check_plan, profile_index
+
+FIRST_PLAN, NEXT_PLAN = "first.plan", "next.plan"
+
+
+class EngineError(Exception):
+    """TensorRT could not load or run an engine."""
+
+
+def import_tensorrt():
+    """The TensorRT Python module: the full package, or the bindings alone over the libraries of the image."""
+    try:
+        import tensorrt
+    except ImportError:
+        import tensorrt_bindings as tensorrt
+    return tensorrt
+
+
+class TrtEngine:
+    """One plan with one execution context for each profile that is used."""
+
+    def __init__(self, trt, path: Path, weight_streaming: float | None = None):
+        """`weight_streaming` is the share of the streamable weights that stays on the GPU, if the plan allows it."""
+        self._trt, self._path = trt, path
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self._runtime.engine_host_code_allowed = True  # a version-compatible plan carries its own runtime
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise EngineError(f"TensorRT cannot load {path}; its messages are in the log")
+        if weight_streaming is not None:  # before any context exists
+            self._engine.weight_streaming_budget_v2 = int(weight_streaming * self._engine.streamable_weights_size)
+        self._contexts: dict[int, object] = {}
+
+    def _context(self, profile: int, stream: int):
+        if profile not in self._contexts:
+            # Memory for the activations of the profile in use, not of the largest one.
+            strategy = self._trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+            context = self._engine.create_execution_context(strategy)
+            if context is None or not context.set_optimization_profile_async(profile, stream):
+                raise EngineError(f"TensorRT has no memory for profile {profile} of {self._path}")
+            self._contexts = {profile: context}  # one at a time: each holds its activations
+        return self._contexts[profile]
+
+    def execute(self, profile: int, inputs: dict[str, Tensor], outputs: dict[str, Tensor], stream: int) -> None:
+        """Run on `stream`; the tensors are contiguous, on the GPU, and live until the stream has passed."""
+        context = self._context(profile, stream)
+        for name, tensor in inputs.items():
+            if not context.set_input_shape(name, tuple(tensor.shape)):
+                raise EngineError(f"{self._path}: {name} cannot have shape {list(tensor.shape)}")
+        for name, tensor in (*inputs.items(), *outputs.items()):
+            if not context.set_tensor_address(name, tensor.data_ptr()):
+                raise EngineError(f"{self._path} has no tensor {name}")
+        if not context.execute_async_v3(stream):
+            raise EngineError(f"{self._path}: execution failed; TensorRT's messages are in the log")
+
+
+class TrtVae:
+    """`VaeRuntime` over a pair of engines. Frames that `step` returns are valid until the next step."""
+
+    def __init__(
+        self,
+        engines: dict[str, TrtEngine],
+        manifest: dict,
+        device: torch.device,
+        cache_dtype: torch.dtype = torch.bfloat16,
+    ):
+        """`manifest` is that of the repository: its `vae` names the cache slots, its `plans` the profiles."""
+        self._engines, self._device, self._dtype = engines, device, cache_dtype
+        self._plans = {name: manifest["plans"][f"vae_decoder/{name}"] for name in (FIRST_PLAN, NEXT_PLAN)}
+        self._vae = manifest["vae"]
+        self._size: tuple[int, int] | None = None
+
+    def _allocate(self, height: int, width: int) -> None:
+        """Buffers for latents of this size; those of another size are given back first."""
+        if self._size == (height, width):
+            return
+        self._caches, self._frames = [], {}
+        shapes = [(1, channels, frames, height * s, width * s) for channels, frames, s in self._vae["cache"]]
+        empty: Callable[..., Tensor] = lambda shape, dtype: torch.empty(shape, dtype=dtype, device=self._device)  # noqa: E731
+        self._caches = [[empty(shape, self._dtype) for shape in shapes] for _ in range(2)]
+        stride = self._vae["spatial_stride"]
+        for name, count in ((FIRST_PLAN, 1), (NEXT_PLAN, self._vae["temporal_stride"])):
+            self._frames[name] = empty((1, 3, count, height * stride, width * stride), torch.float32)
+        self._size = (height, width)
+
+    def step(self, latents: np.ndarray | Tensor, cache: int | None) -> tuple[Tensor, int]:
+        """See `VaeRuntime.step`; `cache` is the number of the buffer set that holds it."""
+        latents = torch.as_tensor(latents).to(self._device, torch.float32).contiguous()
+        self._allocate(*latents.shape[3:])
+        name, target = (FIRST_PLAN, 0) if cache is None else (NEXT_PLAN, 1 - cache)
+        inputs = {"LATENTS": latents}
+        if cache is not None:
+            inputs |= {f"CACHE_{i:02d}": slot for i, slot in enumerate(self._caches[cache])}
+        outputs = {"FRAMES": self._frames[name]}
+        outputs |= {f"NEXT_CACHE_{i:02d}": slot for i, slot in enumerate(self._caches[target])}
+        profile = profile_index(self._plans[name], {key: tuple(tensor.shape) for key, tensor in inputs.items()})
+        self._engines[name].execute(profile, inputs, outputs, self._stream())
+        return self._frames[name], target
+
+    def _stream(self) -> int:
+        return torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
+
+    @staticmethod
+    def pixels(frames: Tensor) -> np.ndarray:
+        """Frames in [-1, 1] [1, 3, n, H, W] to uint8 [n, H, W, 3], rounded on the GPU; the only copy to the host."""
+        scaled = frames[0].float().add(1).mul_(127.5).round_().clamp_(0, 255)
+        return scaled.to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
+
+
+def open_trt_vae(artifacts: Artifacts, weights_on_gpu: float) -> TrtVae:
+    """The decoder of a GPU repository; raises ArtifactError if any plan in it was not made for this machine.
+
+    `weights_on_gpu` is the share of the weights that stays on the GPU, for plans that were built with weight streaming.
+
+    The plan of the text encoder is checked here as well: Triton's own backend would only say that it cannot read it.
+    """
+    try:
+        trt = import_tensorrt()
+    except ImportError as error:
+        raise ArtifactError(
+            f"TensorRT's Python module is missing ({error}); install tensorrt-cu12-bindings or -cu13-bindings of the version "
+            "of the image's libnvinfer, without dependencies"
+        ) from error
+    manifest, device = artifacts.manifest, torch.device(artifacts.device)
+    for name, plan in manifest["plans"].items():
+        on = device if name.startswith("vae_decoder/") else manifest["placement"][name.split("/")[0]][0]
+        check_plan(name, plan, trt.__version__, torch.cuda.get_device_capability(on), artifacts.command)
+    engines = {}
+    with torch.cuda.device(device):
+        for name in (FIRST_PLAN, NEXT_PLAN):
+            check_content(artifacts[name], manifest["plans"][f"vae_decoder/{name}"], artifacts.command)
+            streams = manifest["plans"][f"vae_decoder/{name}"]["options"]["weight_streaming"]
+            engines[name] = TrtEngine(trt, artifacts[name], weights_on_gpu if streams else None)
+    return TrtVae(engines, manifest, device)

@@ -1,0 +1,92 @@
+"""The VAE decoder stage: latents to frames, one latent frame at a time."""
+
+import json
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from stages.artifacts import Artifacts
+from stages.device import device_tensor
+from stages.inputs import scalar
+from stages.metrics import StageMetrics
+from stages.rundir import RunDirectory
+from stages.settings import StageSettings, threads
+from stages.vae_runtime import OnnxVae, VaeRuntime, decode
+from wan.errors import Cancelled, InvalidRequest
+
+
+def _open_runtime(artifacts: Artifacts, settings: StageSettings) -> VaeRuntime:
+    """TensorRT where the instance sits on a GPU, ONNX Runtime on a CPU."""
+    if artifacts.device is None:
+        return OnnxVae(artifacts.folder, threads(settings.decoder_threads))
+    from stages.trt_runtime import open_trt_vae
+
+    return open_trt_vae(artifacts, settings.decoder_weights_on_gpu)
+
+
+class VaeDecoderStage:
+    """Memory beyond the output does not depend on the length of the video."""
+
+    def __init__(self, artifacts: Artifacts, settings: StageSettings, metrics: StageMetrics):
+        self._vae = artifacts.manifest["vae"]
+        self._settings, self._metrics = settings, metrics
+        self._runtime = _open_runtime(artifacts, settings)
+        defaults, stride = artifacts.manifest["defaults"], self._vae["spatial_stride"]
+        two_frames = (self._vae["z_dim"], 2, defaults["height"] // stride, defaults["width"] // stride)
+        self._decode(torch.zeros(two_frames))
+
+    def handle(self, request) -> dict[str, np.ndarray]:
+        latents = device_tensor(request, "LATENTS", (self._vae["z_dim"], -1, -1, -1))
+        info = self._info(scalar(request, "DENOISE_INFO", "STRING"))
+        directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
+        began = time.monotonic()
+        frames = self._decode(latents, DecodeReport(directory, info) if directory else None)
+        if directory:
+            directory.remove_checkpoint()
+        seconds = time.monotonic() - began
+        self._metrics.finished(seconds)
+        info["seconds"]["vae_decoder"] = round(seconds, 4)
+        return {"FRAMES": frames, "INFO": np.array([json.dumps(info)], np.object_)}
+
+    @staticmethod
+    def _info(text: str) -> dict:
+        try:
+            info = json.loads(text)
+            info["seconds"]["denoise"], info["steps"], info["steps_skipped"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidRequest("DENOISE_INFO", text, "the INFO of the denoise model") from error
+        return info
+
+    def _decode(self, latents: torch.Tensor, on_frame: Callable[[int, int], None] | None = None) -> np.ndarray:
+        _, count, height, width = latents.shape
+        space, stride = self._vae["spatial_stride"], self._vae["temporal_stride"]
+        video = np.empty((1 + (count - 1) * stride, height * space, width * space, 3), np.uint8)
+        position = 0
+        for done, frames in enumerate(decode(self._runtime, latents), start=1):
+            video[position : position + len(frames)] = frames
+            position += len(frames)
+            if on_frame:
+                on_frame(done, count)
+        return video
+
+
+class DecodeReport:
+    """Writes the progress of decoding and looks for a cancel after each latent frame."""
+
+    def __init__(self, directory: RunDirectory, info: dict):
+        self._directory = directory
+        self._fixed = {"step": info["steps"], "steps": info["steps"], "skipped": info["steps_skipped"]}
+        self._began = time.monotonic()
+
+    def __call__(self, done: int, count: int) -> None:
+        average = (time.monotonic() - self._began) / done
+        progress = {
+            "step_seconds": round(average, 4),
+            "eta_seconds": round(average * (count - done), 3),
+            "phase": "decode",
+        }
+        self._directory.write_progress(self._fixed | progress)
+        if done < count and self._directory.cancelled():
+            raise Cancelled(f"cancelled after decoding {done} of {count} latent frames")

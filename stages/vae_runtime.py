@@ -1,0 +1,76 @@
+"""Decodes latents to frames, one latent frame at a time, with the decoder as a pair of step graphs.
+
+A runtime knows how to run one step: latent frame and cache in, frames and new cache out. `decode` drives it. ONNX
+Runtime is the runtime of a machine without a GPU.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnxruntime
+
+FIRST, NEXT = "first.onnx", "next.onnx"
+CACHE_PREFIX = "CACHE_"
+
+
+def cache_input(slot: int) -> str:
+    return f"{CACHE_PREFIX}{slot:02d}"
+
+
+def cache_output(slot: int) -> str:
+    return f"NEXT_{CACHE_PREFIX}{slot:02d}"
+
+
+class VaeRuntime(Protocol):
+    """Runs one decoding step; the cache is opaque to the caller."""
+
+    def step(self, latents: np.ndarray, cache: object | None) -> tuple[np.ndarray, object]:
+        """Latents float32 [1, z, 1, h, w] and the cache of the step before (None: first) to frames in [-1, 1]
+        [1, 3, n, H, W] and the new cache."""
+
+    def pixels(self, frames) -> np.ndarray:
+        """Frames that `step` returned to uint8 [n, H, W, 3] on the host."""
+
+
+class OnnxVae:
+    """The step graphs under ONNX Runtime on a CPU; the cache never leaves the runtime's memory."""
+
+    def __init__(self, folder: Path, threads: int):
+        self._sessions = {name: onnx_session(folder / name, threads) for name in (FIRST, NEXT)}
+        self._inputs = [i.name for i in self._sessions[NEXT].get_inputs() if i.name != "LATENTS"]
+        self._outputs = [o.name for o in self._sessions[NEXT].get_outputs()]
+
+    def step(self, latents: np.ndarray, cache: list | None) -> tuple[np.ndarray, list]:
+        feed = {"LATENTS": onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(latents))}
+        if cache is not None:
+            feed |= dict(zip(self._inputs, cache, strict=True))
+        session = self._sessions[FIRST if cache is None else NEXT]
+        frames, *new_cache = session.run_with_ort_values(self._outputs, feed)
+        return frames.numpy(), new_cache
+
+    def pixels(self, frames: np.ndarray) -> np.ndarray:
+        return to_pixels(frames)
+
+
+def onnx_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Threads that spin between calls would take the cores from the stage that runs next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def to_pixels(frames: np.ndarray) -> np.ndarray:
+    """Frames in [-1, 1] [1, 3, n, H, W] to uint8 [n, H, W, 3], rounded to the nearest."""
+    scaled = (frames[0] + np.float32(1)) * np.float32(127.5)
+    return np.rint(scaled, out=scaled).clip(0, 255).astype(np.uint8).transpose(1, 2, 3, 0)
+
+
+def decode(runtime: VaeRuntime, latents: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the frames uint8 [1 or 4, H, W, 3] of each latent frame of [z, T, h, w]."""
+    cache = None
+    for t in range(latents.shape[1]):
+        frames, cache = runtime.step(latents[None, :, t : t + 1], cache)
+        yield runtime.pixels(frames)

@@ -1,0 +1,42 @@
+"""Fixtures of the whole suite: the tiny checkpoint and one real Triton server that serves it."""
+
+import os
+from pathlib import Path
+
+# Before torch and ONNX Runtime load: threads that spin while they wait take the cores from the server under test.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+TINY = PROJECT_ROOT / "models" / "tiny"
+REPOSITORY = PROJECT_ROOT / "build" / "test-repository"
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    """The checkpoint that ships with the project."""
+    return TINY if (TINY / "transformer").is_dir() else PROJECT_ROOT / "build" / "tiny-random"
+
+
+@pytest.fixture(scope="session")
+def repository(checkpoint) -> Path:
+    """The exported model repository with two denoise instances; kept between runs, exported again when anything changed."""
+    from export.__main__ import export
+
+    export(checkpoint, "cpu", REPOSITORY, denoise_instances=2, report=lambda text: None)
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def triton(repository, tmp_path_factory):
+    """A real Triton server for the whole session: `.grpc_url`, `.http_url`, `.http_address`, `.metrics_url`, `.run_dir`.
+
+    Steps of the tiny model take milliseconds, so checkpoints and previews are written after every one.
+    """
+    from service.tritonserver import TritonServer
+
+    eager = {"WAN_CHECKPOINT_SECONDS": "0.001", "WAN_PREVIEW_SECONDS": "0.001"}
+    folder = tmp_path_factory.mktemp("triton")
+    with TritonServer(repository, run_dir=folder / "run", log_path=folder / "triton.log", environment=eager) as server:
+        yield server

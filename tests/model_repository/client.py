@@ -1,0 +1,32 @@
+"""A small client of the ensemble for the tests."""
+
+import json
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+
+TYPES = {"SEED": ("INT64", np.int64), "GUIDANCE_SCALE": ("FP32", np.float32), "FLOW_SHIFT": ("FP32", np.float32),
+         "CACHE_THRESHOLD": ("FP32", np.float32)}  # fmt: skip
+# The smallest video there is: one frame, one step.
+SMALLEST = {"WIDTH": 16, "HEIGHT": 16, "NUM_FRAMES": 1, "STEPS": 1}
+
+
+def tensors(**values) -> list[grpcclient.InferInput]:
+    inputs = []
+    for name, value in values.items():
+        if isinstance(value, str | bytes):
+            kind, array = "BYTES", np.array([value.encode() if isinstance(value, str) else value], np.object_)
+        else:
+            kind, dtype = TYPES.get(name, ("INT32", np.int32))
+            array = np.array([value], dtype)
+        tensor = grpcclient.InferInput(name, list(array.shape), kind)
+        tensor.set_data_from_numpy(array)
+        inputs.append(tensor)
+    return inputs
+
+
+def generate(url: str, *, request_id: str = "", parameters: dict | None = None, **values) -> tuple[np.ndarray, dict]:
+    """Frames uint8 [T, H, W, 3] and INFO of one request."""
+    with grpcclient.InferenceServerClient(url) as client:
+        answer = client.infer("wan_t2v", tensors(**values), request_id=request_id, parameters=parameters)
+        return answer.as_numpy("FRAMES"), json.loads(answer.as_numpy("INFO")[0])

@@ -1,0 +1,106 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stages.denoise_run import DenoiseRun, Intervals, fingerprint
+from stages.metrics import DenoiseMetrics
+from stages.rundir import CheckpointRefused, RunDirectory
+from tests.stages.recording_metrics import RecordingBackend
+from wan.config import Defaults
+from wan.denoise import Progress
+from wan.errors import Cancelled
+from wan.request import GenerationRequest
+from wan.samplers import SamplerState
+
+REQUEST = GenerationRequest.create(Defaults(width=64, height=64, num_frames=5, steps=10), "a red circle", seed=3)
+ALWAYS, NEVER = Intervals(1e-9, 1e-9), Intervals(1e9, 1e9)
+
+
+def progress(step: int, computed: bool = True, resumable: bool = True) -> Progress:
+    state = SamplerState(torch.full((16, 2, 8, 8), float(step)), (torch.ones(16, 2, 8, 8),))
+    return Progress(step, 10, 0, computed, 0.5, resumable, state, state.latents)
+
+
+def run(directory, intervals=ALWAYS, request=REQUEST, backend=None) -> DenoiseRun:
+    return DenoiseRun(request, "model", directory, intervals, DenoiseMetrics(backend or RecordingBackend(), "0_0"))
+
+
+@pytest.fixture
+def directory(tmp_path) -> RunDirectory:
+    return RunDirectory(tmp_path, "r")
+
+
+def test_every_step_is_reported_with_the_time_that_is_left(directory):
+    loop = run(directory, NEVER)
+    loop.begin()
+    assert json.loads((directory.path / "progress.json").read_text())["step"] == 0
+    loop(progress(4))
+    reported = json.loads((directory.path / "progress.json").read_text())
+    assert reported == {
+        "step": 4,
+        "steps": 10,
+        "skipped": 0,
+        "step_seconds": 0.5,
+        "eta_seconds": 3.0,
+        "phase": "denoise",
+    }
+
+
+def test_without_a_directory_only_the_metrics_are_kept():
+    backend = RecordingBackend()
+    loop = run(None, backend=backend)
+    loop.begin()
+    loop(progress(1))
+    assert loop.resume_point() is None
+    assert backend.of("wan_denoise_steps_total", kind="computed").value == 1
+
+
+def test_a_checkpoint_is_the_point_from_which_another_run_goes_on(directory):
+    run(directory)(progress(4))
+    backend = RecordingBackend()
+    resume = run(directory, backend=backend).resume_point()
+    assert resume.step == 4
+    assert torch.equal(resume.state.latents, progress(4).state.latents)
+    assert torch.equal(resume.state.history[0], torch.ones(16, 2, 8, 8))
+    assert backend.of("wan_denoise_steps_total", kind="resumed").value == 4
+
+
+def test_no_checkpoint_is_written_before_its_time_or_where_the_next_step_is_not_computed(directory):
+    run(directory, NEVER)(progress(4))
+    run(directory)(progress(4, resumable=False))
+    assert not directory.checkpoint_path.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 4}, {"prompt": "a blue circle"}, {"negative_prompt": "x"}, {"steps": 11}, {"cache_threshold": 0.1}],
+)
+def test_a_checkpoint_of_a_request_that_differs_is_refused(directory, change):
+    run(directory)(progress(4))
+    with pytest.raises(CheckpointRefused):
+        run(directory, request=replace(REQUEST, **change)).resume_point()
+
+
+def test_the_fingerprint_names_the_model():
+    assert fingerprint(REQUEST, "one") != fingerprint(REQUEST, "other")
+
+
+def test_a_cancel_stops_after_the_step_and_saves_it_whatever_the_interval(directory):
+    loop = run(directory, NEVER)
+    (directory.path / "cancel").touch()
+    with pytest.raises(Cancelled, match="cancelled after step 4 of 10"):
+        loop(progress(4))
+    assert run(directory).resume_point().step == 4
+
+
+def test_a_cancel_that_came_while_the_request_waited_stops_it_before_its_first_step(directory):
+    (directory.path / "cancel").touch()
+    with pytest.raises(Cancelled, match="cancelled after step 0 of 10"):
+        run(directory).begin()
+
+
+def test_a_cancel_after_the_last_step_is_too_late(directory):
+    (directory.path / "cancel").touch()
+    run(directory)(progress(10, resumable=False))

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from stages import inputs
+from tests.stages.requests import Request, text
+from wan.config import Defaults
+from wan.errors import InvalidRequest
+
+DEFAULTS = Defaults(width=64, height=64, num_frames=17, steps=20, negative_prompt="blurred")
+
+
+def test_a_request_takes_what_is_given_and_the_defaults_for_the_rest():
+    tensors = {"PROMPT": text("红色"), "WIDTH": np.array([96], np.int32), "FLOW_SHIFT": np.array([2.5], np.float32)}
+    request, drawn = inputs.generation_request(Request(tensors), DEFAULTS)
+    assert (request.prompt, request.negative_prompt, request.width, request.height) == ("红色", "blurred", 96, 64)
+    assert request.flow_shift == 2.5
+    assert drawn
+
+
+def test_a_given_seed_is_not_drawn():
+    tensors = {"PROMPT": text("x"), "SEED": np.array([2**63 - 1], np.int64)}
+    request, drawn = inputs.generation_request(Request(tensors), DEFAULTS)
+    assert request.seed == 2**63 - 1
+    assert not drawn
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({}, "PROMPT is None; allowed: UTF-8 text"),
+        ({"PROMPT": text(b"ab\xff")}, r"PROMPT is b'ab\\xff'; allowed: UTF-8 text \(byte 2 is 0xff\)"),
+        ({"PROMPT": text("a", "b")}, r"PROMPT is 'object \[2\]'; allowed: one STRING value, shape \[1\]"),
+        (
+            {"PROMPT": text("x"), "WIDTH": np.array([17], np.int32)},
+            "WIDTH is 17; allowed: a multiple of 16, 16 to 2048",
+        ),
+        ({"PROMPT": text("x"), "WIDTH": np.array([64], np.int64)}, r"WIDTH is 'int64 \[1\]'; allowed: one INT32 value"),
+        ({"PROMPT": text("x"), "STEPS": np.array(3, np.int32)}, r"STEPS is 'int32 \[\]'; allowed: one INT32 value"),
+        (
+            {"PROMPT": text("x"), "FLOW_SHIFT": np.array([np.nan], np.float32)},
+            "FLOW_SHIFT is nan; allowed: a finite number",
+        ),
+        ({"PROMPT": text("x"), "SAMPLER": text("ddim")}, "SAMPLER is 'ddim'; allowed: unipc, euler"),
+    ],
+)
+def test_a_bad_tensor_is_named_with_its_value_and_what_is_allowed(tensors, message):
+    with pytest.raises(InvalidRequest, match=message):
+        inputs.generation_request(Request(tensors), DEFAULTS)
+
+
+def test_a_video_beyond_the_limit_is_refused_though_each_side_is_allowed():
+    request, _ = inputs.generation_request(Request({"PROMPT": text("x")}), DEFAULTS)
+    inputs.check_video_bytes(request, 3 * 64 * 64 * 17)
+    with pytest.raises(InvalidRequest, match=r"WIDTH x HEIGHT x NUM_FRAMES is '64x64x17 = 0 MB.*WAN_MAX_VIDEO_BYTES"):
+        inputs.check_video_bytes(request, 3 * 64 * 64 * 17 - 1)
+
+
+def test_an_array_is_checked_for_presence_type_shape_and_finite_numbers():
+    latents = np.zeros((16, 2, 8, 8), np.float32)
+    dims = (16, -1, -1, -1)
+    assert inputs.array(Request({"LATENTS": latents}), "LATENTS", "FP32", dims) is latents
+    bad = {
+        "None; allowed: FP32": Request({}),
+        r"float64 \[16, 2, 8, 8\]": Request({"LATENTS": latents.astype(np.float64)}),
+        r"float32 \[15, 2, 8, 8\]": Request({"LATENTS": latents[:15]}),
+        r"float32 \[16, 0, 8, 8\]": Request({"LATENTS": latents[:, :0]}),
+        r"float32 \[16, 8, 8\]": Request({"LATENTS": latents[:, 0]}),
+        "NaN or infinity": Request({"LATENTS": np.full_like(latents, np.inf)}),
+    }
+    for message, request in bad.items():
+        with pytest.raises(InvalidRequest, match=f"LATENTS is '?{message}"):
+            inputs.array(request, "LATENTS", "FP32", dims)
+
+
+def test_a_flag_is_a_boolean_request_parameter():
+    assert inputs.flag(Request({}, values={"preview": True}), "preview")
+    assert not inputs.flag(Request({}), "preview")
+    with pytest.raises(InvalidRequest, match="parameter preview is 'yes'; allowed: true or false"):
+        inputs.flag(Request({}, values={"preview": "yes"}), "preview")

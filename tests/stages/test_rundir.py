@@ -1,0 +1,79 @@
+import json
+
+import pytest
+import torch
+
+from stages.rundir import CheckpointRefused, RunDirectory, StepCheckpoint
+from wan.errors import InvalidRequest
+
+STATE = {"latents": torch.arange(6.0).reshape(2, 3), "history.0": torch.ones(1)}
+
+
+@pytest.mark.parametrize("request_id", ["../x", "a/b", ".", "..", "a b", "x" * 65, "ü", "a\n", "/etc"])
+def test_an_id_that_could_leave_the_directory_is_refused(tmp_path, request_id):
+    with pytest.raises(InvalidRequest, match="request id is"):
+        RunDirectory(tmp_path / "runs", request_id)
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_without_an_id_or_a_root_there_is_no_directory(tmp_path):
+    assert RunDirectory.of_request(None, "abc") is None
+    assert RunDirectory.of_request(tmp_path, "") is None
+    assert RunDirectory.of_request(tmp_path, "A-b_9").path == tmp_path / "A-b_9"
+
+
+def test_progress_is_replaced_and_no_temporary_file_stays(tmp_path):
+    run = RunDirectory(tmp_path, "r")
+    for step in (1, 2):
+        run.write_progress({"step": step})
+    assert json.loads((run.path / "progress.json").read_text()) == {"step": 2}
+    assert [path.name for path in run.path.iterdir()] == ["progress.json"]
+
+
+def test_a_write_that_fails_keeps_the_old_file_and_no_temporary_one(tmp_path):
+    run = RunDirectory(tmp_path, "r")
+    run.write_progress({"step": 1})
+
+    def fail(path):
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        run.replace("progress.json", fail)
+    assert json.loads((run.path / "progress.json").read_text()) == {"step": 1}
+    assert len(list(run.path.iterdir())) == 1
+
+
+def test_a_cancel_is_the_existence_of_a_file(tmp_path):
+    run = RunDirectory(tmp_path, "r")
+    assert not run.cancelled()
+    (run.path / "cancel").touch()
+    assert run.cancelled()
+
+
+def test_a_checkpoint_comes_back_as_it_was_written(tmp_path):
+    run = RunDirectory(tmp_path, "r")
+    assert run.load_checkpoint("f") is None
+    assert run.checkpoint_seed() is None
+    run.save_checkpoint(StepCheckpoint(7, 2**63 - 1, STATE), "f")
+    loaded = run.load_checkpoint("f")
+    assert (loaded.step, loaded.seed, run.checkpoint_seed()) == (7, 2**63 - 1, 2**63 - 1)
+    assert all(torch.equal(loaded.state[name], STATE[name]) for name in STATE)
+    run.remove_checkpoint()
+    assert run.load_checkpoint("f") is None
+
+
+def test_a_checkpoint_of_another_request_is_refused(tmp_path):
+    run = RunDirectory(tmp_path, "r")
+    run.save_checkpoint(StepCheckpoint(7, 1, STATE), "aaaa")
+    with pytest.raises(CheckpointRefused, match="fingerprint aaaa, this request has bbbb.*remove the checkpoint"):
+        run.load_checkpoint("bbbb")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 40, -1])
+def test_a_damaged_checkpoint_is_refused(tmp_path, keep):
+    run = RunDirectory(tmp_path, "r")
+    run.save_checkpoint(StepCheckpoint(7, 1, STATE), "f")
+    run.checkpoint_path.write_bytes(run.checkpoint_path.read_bytes()[:keep])
+    with pytest.raises(CheckpointRefused, match="cannot be read"):
+        run.load_checkpoint("f")
