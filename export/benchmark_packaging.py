@@ -1,8 +1,7 @@
 """`python -m export.benchmark_packaging CHECKPOINT`: peak memory and time of packaging the DiT.
 
 Anonymous memory is what packaging allocates itself; the resident set also counts pages of the mapped source files,
-which the kernel drops when it needs the room. The bar to meet: one shard plus one tensor, in float32, over what the
-process held before.
+which the kernel drops when it needs the room. The bar: one shard plus one tensor, over what the process held before.
 """
 
 import argparse

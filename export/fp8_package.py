@@ -1,6 +1,6 @@
-"""Writes the DiT as a package of safetensors shards, in FP8 or bfloat16, one shard in memory at a time.
+"""Writes the DiT as a package of safetensors shards, in FP8 or bfloat16, one tensor in memory at a time.
 
-Each tensor is read (mapped from its file), dequantised if need be, merged with the LoRAs, quantised, and dropped.
+Each tensor is read (mapped from its file), dequantised if need be, merged with the LoRAs, quantised, written and dropped.
 A shard that is complete is not written again, so an interrupted packaging continues where it stopped. Beside the
 weights: `precision.json` (what is stored how) and `fp8_errors.json` (what quantisation cost each layer).
 
@@ -11,20 +11,20 @@ stays readable by others that know the row-scaled format.
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from export.atomic import replacing, write_json
+from export.atomic import write_json
 from export.fp8_formats import DitWeights
 from export.lora import Lora, merge
 from export.precision import Precision, group, high_precision
+from export.safetensors_stream import Slot, write_safetensors
 from wan import fp8
 from wan.checkpoint import SETTINGS_FILE, Checkpoint, DiffusersCheckpoint
 
@@ -32,7 +32,7 @@ SHARD_BYTES = 1 << 30
 STEM = "diffusion_pytorch_model"
 PRECISION_FILE, ERRORS_FILE = "precision.json", "fp8_errors.json"
 SCALE_BYTES = 4
-NOTE = "wan"  # key of a shard's metadata
+RECIPE = "recipe"  # key of a shard's metadata
 Progress = Callable[[str, int], None]  # tensor name, bytes read
 
 
@@ -86,45 +86,68 @@ def shards(entries: list[Entry], shard_bytes: int) -> list[list[Entry]]:
     return groups
 
 
-def _stored(entry: Entry, tensor: Tensor) -> tuple[dict[str, Tensor], LayerError | None]:
-    """The tensors that the package holds for one float32 tensor."""
+def _slots(entry: Entry) -> list[Slot]:
+    """The tensors that the package holds for one of the model's."""
     if not entry.is_fp8:
-        return {entry.name: tensor.to(high_precision(entry.name)).contiguous()}, None
-    values, scale = fp8.quantize_rows(tensor)
+        return [Slot(entry.name, high_precision(entry.name), entry.shape)]
     layer = entry.name.removesuffix(".weight")
+    return [
+        Slot(entry.name, fp8.E4M3, entry.shape),
+        Slot(f"{layer}.{fp8.SCALE_SUFFIX}", torch.float32, (entry.shape[0], 1)),
+    ]
+
+
+def _quantised(entry: Entry, tensor: Tensor) -> tuple[Tensor, Tensor, LayerError]:
+    """Values, scales, and what they cost."""
+    values, scale = fp8.quantize_rows(tensor)
     difference = fp8.dequantize(values, scale).sub_(tensor)
     relative = float(difference.norm() / tensor.norm().clamp(min=torch.finfo(torch.float32).tiny))
-    error = LayerError(layer, relative, float(difference.abs().amax()), float(tensor.abs().amax()))
-    return {entry.name: values, f"{layer}.{fp8.SCALE_SUFFIX}": scale}, error
+    error = LayerError(
+        entry.name.removesuffix(".weight"), relative, float(difference.abs().amax()), float(tensor.abs().amax())
+    )
+    return values, scale, error
+
+
+def _tensors(
+    entries: list[Entry], weights: DitWeights, loras: list[Lora], errors: list[LayerError], progress: Progress
+) -> Iterator[Tensor]:
+    """What goes into a shard, one tensor at a time; adds to `errors`."""
+    for entry in entries:
+        tensor = merge(loras, entry.name, weights.load(entry.name))
+        if entry.is_fp8:
+            values, scale, error = _quantised(entry, tensor)
+            del tensor
+            errors.append(error)
+            yield values
+            yield scale
+        else:
+            yield tensor.to(high_precision(entry.name))
+        progress(entry.name, prod(entry.shape))
+
+
+def _errors_file(shard: Path) -> Path:
+    return shard.with_name(shard.name.replace(".safetensors", ".errors.json"))
 
 
 def _write_shard(
     path: Path, entries: list[Entry], weights: DitWeights, loras: list[Lora], recipe: str, progress: Progress
 ) -> None:
-    tensors: dict[str, Tensor] = {}
-    errors = []
-    for entry in entries:
-        stored, error = _stored(entry, merge(loras, entry.name, weights.load(entry.name)))
-        tensors |= stored
-        errors += [asdict(error)] if error else []
-        progress(entry.name, prod(entry.shape))
-    note = json.dumps({"recipe": recipe, "errors": errors})  # in one key, since the order of several is not fixed
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {NOTE: note})
-
-
-def _note(path: Path) -> dict:
-    with safe_open(path, framework="pt") as handle:
-        return json.loads((handle.metadata() or {}).get(NOTE, "{}"))
+    errors: list[LayerError] = []
+    slots = [slot for entry in entries for slot in _slots(entry)]
+    write_safetensors(path, slots, _tensors(entries, weights, loras, errors, progress), {RECIPE: recipe})
+    write_json(_errors_file(path), [asdict(error) for error in errors])
 
 
 def _complete(path: Path, recipe: str) -> bool:
     """Whether an earlier run wrote this shard from the same recipe; it appears under its name only when whole."""
-    return path.is_file() and _note(path).get("recipe") == recipe
+    if not path.is_file() or not _errors_file(path).is_file():
+        return False
+    with safe_open(path, framework="pt") as handle:
+        return (handle.metadata() or {}).get(RECIPE) == recipe
 
 
 def _errors(files: list[Path]) -> list[LayerError]:
-    return [LayerError(**error) for file in files for error in _note(file)["errors"]]
+    return [LayerError(**error) for file in files for error in json.loads(_errors_file(file).read_text())]
 
 
 def folder_of_weights(checkpoint: Checkpoint, folder: Path) -> Path:
@@ -157,7 +180,8 @@ def package(
                 progress(entry.name, prod(entry.shape))
         else:
             _write_shard(file, group_entries, weights, loras, recipe, progress)
-    for stale in set(target.glob(f"{STEM}-*.safetensors")) - set(files):
+    kept = {path for file in files for path in (file, _errors_file(file))}
+    for stale in set(target.glob(f"{STEM}-*")) - kept:
         stale.unlink()
     _copy_settings(checkpoint, folder, target)
     _write_index(target, files)

@@ -97,19 +97,20 @@ def export_gpu(source: Path, out: Path, options: GpuOptions, command: str = "", 
 def _export_locked(source: Path, out: Path, options: GpuOptions, command: str, report: Report) -> bool:
     checkpoint = Checkpoint.open(source.resolve())
     job = GpuExport(checkpoint, options)
+    placement = job.place(report)
     old, building, graphs = manifest.read(out), paths.building(out), paths.graphs(out)
     wanted = {
         "format": FORMAT,
         "target": "gpu",
         "command": command,
-        "options": options.described(),
+        "options": options.described() | {"placement": {stage: list(at) for stage, at in placement.gpus.items()}},
         "source": _source(job.checkpoint, graphs),
         "code": manifest.describe_code(),
     }
     if manifest.is_current(out, old, wanted, report) and _plans_fit(old, report):
         report(f"{out} is up to date")
         return False
-    placement = job.place(report)
+    report(job.memory_table(placement))
     keep_package(out, building)
     began = time.monotonic()
     built = build(job, placement, building, graphs, _keys(wanted), command, _clocked(began, report))

@@ -9,8 +9,6 @@ import argparse
 import json
 import re
 import shutil
-import struct
-from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from export.atomic import replacing
+from export.safetensors_stream import Slot, write_safetensors
 from wan.checkpoint import build_umt5
 from wan.config import DiTConfig, TextConfig, VAEConfig
 from wan.dit import WanDiT
@@ -67,21 +65,6 @@ def _values(
     return torch.randn(shape, generator=generator, dtype=dtype).mul_(scale)
 
 
-def write_safetensors(path: Path, tensors: Iterator[tuple[str, Tensor]], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Write float32 tensors one after another; the library would want all of them at once."""
-    header, offset = {}, 0
-    for name, shape in shapes.items():
-        size = 4 * prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for _, tensor in tensors:
-            file.write(tensor.contiguous().numpy().tobytes())
-
-
 def _tokenizer(source: Path | None, target: Path) -> None:
     if source is None:
         raise SystemExit("--tokenizer is needed: the directory of a umT5 tokenizer, such as models/tiny/tokenizer")
@@ -94,8 +77,9 @@ def write_checkpoint(model: str, out: Path, text_layers: int, tokenizer: Path | 
     _tokenizer(tokenizer, out / "google" / "umt5-xxl")
     config, generator = MODELS[model], torch.Generator().manual_seed(seed)
     shapes = _parameters(lambda: WanDiT(config))
-    random = ((name, _values(name, shape, generator)) for name, shape in tqdm(shapes.items(), desc="DiT"))
-    write_safetensors(out / "diffusion_pytorch_model.safetensors", random, shapes)
+    slots = [Slot(name, torch.float32, shape) for name, shape in shapes.items()]
+    random = (_values(name, shape, generator) for name, shape in tqdm(shapes.items(), desc="DiT"))
+    write_safetensors(out / "diffusion_pytorch_model.safetensors", slots, random, {})
     stored = {
         "_class_name": "WanModel",
         "dim": config.dim,

@@ -55,8 +55,8 @@ class GpuOptions:
     quality: bool = True
 
     def described(self) -> dict:
-        """What changes the artifacts, for the manifest; LoRAs count by content, and another DiT is part of the source."""
-        plain = ("placement", "sizes", "size_range", "max_frames", "denoise_instances", "quality")
+        """What changes the artifacts beside source and placement; LoRAs count by content, another DiT is part of the source."""
+        plain = ("sizes", "size_range", "max_frames", "denoise_instances", "quality")
         loras = [{"sha256": sha256_file(path), "strength": strength} for path, strength in self.loras]
         nested = {"precision": asdict(self.precision), "plan": asdict(self.plan), "loras": loras}
         return {name: getattr(self, name) for name in plain} | nested
@@ -97,11 +97,12 @@ class GpuExport:
         }
 
     def place(self, say: Step) -> Placement:
-        """Choose or check the placement and print the memory table; raises PlacementError."""
+        """Choose or check the placement; raises PlacementError with the numbers if it cannot fit."""
         totals = {stage: needs.total for stage, needs in self.memory.items()}
-        placement = choose(self.options.placement, self.gpus, totals, self.options.denoise_instances, say)
-        say(memory.table(self.memory, placement, self.gpus, self.video))
-        return placement
+        return choose(self.options.placement, self.gpus, totals, self.options.denoise_instances, say)
+
+    def memory_table(self, placement: Placement) -> str:
+        return memory.table(self.memory, placement, self.gpus, self.video)
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def describe(job: GpuExport, placement: Placement) -> dict:
 def keep_package(old: Path, building: Path) -> None:
     """Give the working directory the DiT shards of a finished repository; files are replaced, never changed, so links do."""
     source, target = paths.dit_checkpoint(old), paths.dit_checkpoint(building)
-    for file in source.rglob("*.safetensors") if source.is_dir() else ():
+    for file in source.rglob(f"{fp8_package.STEM}-*") if source.is_dir() else ():
         place = target / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.exists():

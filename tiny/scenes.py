@@ -109,16 +109,19 @@ def coverage(shape: str, cx: Tensor, cy: Tensor, radius: Tensor, size: int = SIZ
 
 
 def render(scenes: list[Scene], generator: torch.Generator, frames: int = FRAMES, size: int = SIZE) -> Tensor:
-    """Draw one clip per scene, [B, 3, frames, size, size] in [-1, 1], at random position, size and speed."""
+    """Draw one clip per scene, [B, 3, frames, size, size] in [-1, 1].
+
+    The object crosses the picture; its size, its path's distance from the middle and its exact start vary.
+    """
     clips = []
     for scene in scenes:
         u = torch.rand(4, generator=generator)
-        radius = (10.5 + 3.0 * u[0]) * size / SIZE
+        radius = (11.5 + u[0]) * size / SIZE
         margin = 1.2 * radius
-        travel = (0.65 + 0.35 * u[1]) * (size - 2 * margin)
-        start = margin + u[2] * (size - 2 * margin - travel)
-        along = start + travel * torch.linspace(0, 1, frames)
-        across = (margin + u[3] * (size - 2 * margin)).expand(frames)
+        room = size - 2 * margin
+        travel = (0.9 + 0.1 * u[1]) * room
+        along = margin + u[2] * (room - travel) + travel * torch.linspace(0, 1, frames)
+        across = (size / 2 + (u[3] - 0.5) * room / 2).expand(frames)
         dx, dy = DIRECTIONS[scene.direction][1]
         if dx + dy < 0:
             along = along.flip(0)

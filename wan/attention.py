@@ -1,13 +1,131 @@
-"""Scaled dot-product attention behind one function."""
+"""Scaled dot-product attention with named backends, chosen by what the machine has.
 
+Every backend computes softmax(q kᵀ / sqrt(D) + bias) v for q [B, S, H, D] and k, v [B, L, H, D], with a bias that
+broadcasts to [B, H, S, L], and returns [B, S, H * D]. The 8-bit ones round q, k (and v) and are for self-attention;
+where a bias is given they leave the work to `sdpa`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wan import int8_attention, onednn
+from wan.errors import InvalidRequest
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / sqrt(D) + bias) v for q [B, S, H, D] and k, v [B, L, H, D]; returns [B, S, H * D].
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-    `bias` broadcasts to [B, H, S, L].
-    """
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """PyTorch's own choice of kernel."""
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias)
     return out.transpose(1, 2).flatten(2)
+
+
+def cudnn(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """cuDNN's kernel, which on Hopper is ahead of PyTorch's default (FlashAttention-2)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(order, set_priority=True):
+        return sdpa(q, k, v, bias)
+
+
+def flash3(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """FlashAttention-3 (Shah et al. 2024)."""
+    if bias is not None:
+        return sdpa(q, k, v, bias)
+    from flash_attn_interface import flash_attn_func
+
+    out = flash_attn_func(q, k, v)
+    return (out[0] if isinstance(out, tuple) else out).flatten(2)
+
+
+def sage(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """SageAttention (Zhang et al. 2024): INT8 queries and keys, FP8 or FP16 values."""
+    if bias is not None:
+        return sdpa(q, k, v, bias)
+    from sageattention import sageattn
+
+    return sageattn(q, k, v, tensor_layout="NHD").flatten(2)
+
+
+def int8(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Our own kernel: INT8 queries and keys, probabilities and values as they come."""
+    return sdpa(q, k, v, bias) if bias is not None else int8_attention.attention(q, k, v)
+
+
+def int8_fp8(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Our own kernel: INT8 queries and keys, FP8 probabilities and values."""
+    return sdpa(q, k, v, bias) if bias is not None else int8_attention.attention(q, k, v, fp8_values=True)
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+def _needs(device: torch.device, least: tuple[int, int], package: str | None = None) -> str | None:
+    """Why a CUDA backend does not run on `device`, or None if it does."""
+    if device.type != "cuda":
+        return "needs a CUDA GPU"
+    if _capability(device) < least:
+        return f"needs compute capability {least[0]}.{least[1]}, this GPU has {'.'.join(map(str, _capability(device)))}"
+    return f"needs the package {package}" if package and find_spec(package) is None else None
+
+
+def _cudnn_missing(device: torch.device) -> str | None:
+    return _needs(device, (9, 0)) or (None if torch.backends.cudnn.is_available() else "needs cuDNN")
+
+
+def _int8_missing(device: torch.device, least: tuple[int, int]) -> str | None:
+    return None if device.type == "cpu" else _needs(device, least, "triton")  # on a CPU its reference runs
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to compute attention. `missing(device)` says why it does not run there; None if it does."""
+
+    name: str
+    function: Attention
+    lossless: bool
+    missing: Callable[[torch.device], str | None]
+
+
+BACKENDS = {
+    b.name: b
+    for b in (
+        Backend("sdpa", sdpa, True, lambda device: None),
+        Backend("onednn", onednn.attention, True, onednn.missing),
+        Backend("cudnn", cudnn, True, _cudnn_missing),
+        Backend("flash3", flash3, True, lambda device: _needs(device, (9, 0), "flash_attn_interface")),
+        Backend("sage", sage, False, lambda device: _needs(device, (8, 0), "sageattention")),
+        Backend("int8", int8, False, lambda device: _int8_missing(device, (8, 0))),
+        Backend("int8-fp8", int8_fp8, False, lambda device: _int8_missing(device, (8, 9))),
+    )
+}
+PREFERRED = ("flash3", "cudnn", "onednn", "sdpa")  # lossless, fastest first
+
+
+def choose(name: str, device: torch.device) -> Backend:
+    """The backend `name`, or the fastest lossless one of this machine for "auto".
+
+    Raises InvalidRequest with the reason if the machine does not have it.
+    """
+    if name == "auto":
+        return next(BACKENDS[n] for n in PREFERRED if BACKENDS[n].missing(device) is None)
+    if name not in BACKENDS:
+        raise InvalidRequest("attention", name, ", ".join(("auto", *BACKENDS)))
+    reason = BACKENDS[name].missing(device)
+    if reason:
+        usable = ", ".join(n for n, b in BACKENDS.items() if b.missing(device) is None)
+        raise InvalidRequest("attention", name, f"{usable} on this machine ({name} {reason})")
+    return BACKENDS[name]
+
+
+def use(dit: torch.nn.Module, backend: Backend) -> None:
+    """Let every block of `dit` attend with `backend`."""
+    for block in dit.blocks:
+        block.self_attn.attend = block.cross_attn.attend = backend.function

@@ -14,19 +14,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from wan import keys
+from wan import keys, magcache, teacache
 from wan.config import OFFICIAL_DEFAULTS, VAE21_MEAN, VAE21_STD, Defaults, DiTConfig, TextConfig, VAEConfig
 from wan.dit import WanDiT
 from wan.errors import CheckpointError, UnsupportedCheckpoint
-from wan.teacache import TeaCacheModel, official
+from wan.magcache import MagCacheModel
+from wan.teacache import StepCache, TeaCacheModel
 from wan.text import TextEncoder, Tokenizer
 from wan.vae import WanVAE
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
 # Kept in float32 whatever the dtype asked for: the reference runs them so, and they are a thousandth of the weights.
-FLOAT32_PARTS = re.compile(r"(^|\.)(time_embedding|time_projection|modulation|norm3)(\.|$)")
+FLOAT32_PARTS = re.compile(r"(^|\.)(time_embedding|time_projection|modulation|norm3|weight_scale)(\.|$)")
 SETTINGS_FILE = "wan.json"
-OFFICIAL_TEACACHE = {(1536, 30): "t2v-1.3b", (5120, 40): "t2v-14b"}
+OFFICIAL_CACHES = {(1536, 30): "t2v-1.3b", (5120, 40): "t2v-14b"}
 
 
 class TensorFiles:
@@ -78,6 +79,10 @@ class TensorFiles:
             raise CheckpointError(f"{self.files[0]}: tensor {name} is missing")
         return self._where[name][1]
 
+    def dtype(self, name: str) -> torch.dtype | str:
+        """The stored type: a safetensors name such as "F8_E4M3", or a torch dtype."""
+        return self._where[name][2]
+
     def load(self, name: str) -> Tensor:
         return self._where[name][0]()
 
@@ -122,6 +127,11 @@ def fill(
             raise CheckpointError(f"{where}: tensor {name} has dtype {tensor.dtype}, expected a floating-point type")
         kept = torch.float32 if FLOAT32_PARTS.search(name) and isinstance(module, WanDiT) else dtype or torch.float32
         owner, _, leaf = name.rpartition(".")
+        stored_in_bytes = getattr(module.get_submodule(owner), leaf).dtype.itemsize == 1
+        if stored_in_bytes != (tensor.dtype.itemsize == 1):
+            raise CheckpointError(f"{where}: tensor {name} has dtype {tensor.dtype}; package FP8 checkpoints with python -m export")
+        if stored_in_bytes:
+            kept = tensor.dtype
         value = tensor.to(device=device or "cpu", dtype=kept, copy=False)
         setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
     module.eval()
@@ -200,7 +210,8 @@ def build_umt5(config: TextConfig) -> nn.Module:
 class Checkpoint(ABC):
     """A checkpoint on disk. `root` holds the components; `settings` are those of its optional wan.json.
 
-    wan.json: {"defaults": {...}, "teacache": {"coefficients": [...], "retention": false}}.
+    wan.json: {"defaults": {...}, "teacache": {"coefficients": [...], "retention": false}, "magcache": {"ratios": [...]}};
+    the last two are written by `python -m wan.calibrate`.
     """
 
     grid: str  # which sigma grid the layout's reference implementation uses
@@ -264,8 +275,23 @@ class Checkpoint(ABC):
         if "teacache" in self.settings:
             return TeaCacheModel(**self.settings["teacache"])
         config = self.dit_config()
-        name = OFFICIAL_TEACACHE.get((config.dim, config.num_layers))
-        return official(name) if name else None
+        name = OFFICIAL_CACHES.get((config.dim, config.num_layers))
+        return teacache.official(name) if name else None
+
+    @property
+    def magcache(self) -> MagCacheModel | None:
+        """The MagCache ratios: wan.json, else the published ones; None if neither knows this model."""
+        if "magcache" in self.settings:
+            return MagCacheModel(**self.settings["magcache"])
+        config = self.dit_config()
+        name = OFFICIAL_CACHES.get((config.dim, config.num_layers))
+        return magcache.official(name) if name else None
+
+    @property
+    def caches(self) -> dict[str, StepCache]:
+        """The step caches that this checkpoint is calibrated for, by name."""
+        known = {"teacache": self.teacache, "magcache": self.magcache}
+        return {name: model for name, model in known.items() if model is not None}
 
     def load_dit(self, device=None, dtype=None) -> WanDiT:
         config = self.dit_config()

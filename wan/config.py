@@ -114,6 +114,8 @@ class Defaults:
     flow_shift: float = 5.0
     sampler: str = "unipc"
     cache_threshold: float = 0.0
+    cache: str = "teacache"
+    guidance_end: float = 1.0
     negative_prompt: str = NEGATIVE_PROMPT
     fps: int = 16
 

@@ -1,5 +1,7 @@
 """The denoise loop: schedule, model, guidance, cache and solver, with a hook after every step."""
 
+import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,9 +14,11 @@ from wan.dit import Conditioning, WanDiT
 from wan.errors import InvalidRequest
 from wan.request import GenerationRequest
 from wan.samplers import SamplerState, Schedule
+from wan.teacache import StepCache
 
 # Above this many tokens one forward fills the machine and two branches at once only cost memory.
 MAX_BATCHED_TOKENS = 8192
+MAX_MEMORY_SHARE = 0.5  # of what is free, for the activations of a batch
 
 
 @dataclass(frozen=True)
@@ -45,41 +49,65 @@ class Resume:
 
 @dataclass
 class DenoiseInfo:
+    """What a run did: `plan` has one entry a step (True: computed), `forwards` counts single-sample model evaluations."""
+
     steps_computed: int = 0
     steps_skipped: int = 0
+    forwards: int = 0
     resumed_from: int | None = None
     step_seconds: list[float] = field(default_factory=list)
+    plan: tuple[bool, ...] = ()
+    engine: dict = field(default_factory=dict)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a GPU or, for the CPU, in the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def batch_branches(dit: WanDiT, tokens: int) -> bool:
+    """Whether both guidance branches go through the model as one batch: if they are small and their memory is there."""
+    if 2 * tokens > MAX_BATCHED_TOKENS:
+        return False
+    width = (
+        dit.config.ffn_dim + 8 * dit.config.dim
+    )  # the widest moment: residual, norm and the hidden feed-forward layer
+    return 2 * tokens * width * 4 <= MAX_MEMORY_SHARE * free_bytes(dit.device)
 
 
 class _Model:
     """The DiT with what stays the same over a request; evaluates one step, both guidance branches."""
 
-    def __init__(self, dit: WanDiT, schedule: Schedule, context: Tensor, negative: Tensor | None, guidance: float, shape):
+    def __init__(self, dit: WanDiT, schedule: Schedule, texts: list[Tensor], guidance: float, shape):
         self.dit, self.guidance = dit, guidance
-        self.timesteps = torch.tensor(schedule.timesteps, dtype=torch.float64, device=dit.device)
-        self.time, self.modulation = dit.time_embeddings(self.timesteps)
+        timesteps = torch.tensor(schedule.timesteps, dtype=torch.float64, device=dit.device)
+        self.time, self.modulation = dit.time_embeddings(timesteps)
         self.rotary = dit.rotary(shape)
-        branches = [context] if negative is None else [context, negative]
-        both = dit.conditioning(torch.stack(branches).to(dit.device))
+        both = dit.conditioning(torch.stack(texts).to(dit.device))
+        self.conditional = both.select(0)
         tokens = shape[1] * shape[2] * shape[3] // 4
-        self.branches = [both] if tokens * len(branches) <= MAX_BATCHED_TOKENS else [both.select(i) for i in range(len(branches))]
-        self.residuals: list[Tensor | None] = [None] * len(self.branches)
+        whole = len(texts) == 1 or batch_branches(dit, tokens)
+        self.branches = [both] if whole else [both.select(i) for i in range(len(texts))]
+        self.residual: Tensor | None = None  # of the last computed step, [1 or 2, S, dim]
+        self.keep_residual = False
 
-    def _evaluate(self, branch: int, conditioning: Conditioning, latents: Tensor, i: int, compute: bool) -> Tensor:
-        tokens = self.dit.patchify(latents).expand(conditioning.batch, -1, -1)
+    def _run(self, tokens: Tensor, i: int, branches: list[Conditioning]) -> Tensor:  # [1, S, dim] -> [1 or 2, S, dim]
+        modulation = self.modulation[i : i + 1]
+        outputs = [self.dit.run_blocks(tokens.expand(b.batch, -1, -1), modulation, self.rotary, b) for b in branches]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def velocity(self, latents: Tensor, i: int, compute: bool, guided: bool) -> Tensor:  # [C, T', h, w] float32
+        tokens = self.dit.patchify(latents[None])
+        branches = self.branches if guided else [self.conditional]
         if compute:
-            out = self.dit.run_blocks(tokens, self.modulation[i : i + 1], self.rotary, conditioning)
-            self.residuals[branch] = out - tokens if self.keep_residual else None
+            out = self._run(tokens, i, branches)
+            self.residual = out - tokens if self.keep_residual else None
         else:
-            out = tokens + self.residuals[branch]
-        return self.dit.unpatchify(out, self.time[i : i + 1], latents.shape).float()
-
-    keep_residual = False
-
-    def velocity(self, latents: Tensor, i: int, compute: bool) -> Tensor:  # [C, T', h, w] float32
-        outputs = [self._evaluate(n, c, latents[None], i, compute) for n, c in enumerate(self.branches)]
-        output = torch.cat(outputs)
-        if output.shape[0] == 1:
+            out = tokens + self.residual[: sum(b.batch for b in branches)]
+        output = self.dit.unpatchify(out, self.time[i : i + 1], latents.shape).float()
+        if not guided:
             return output[0]
         conditional, unconditional = output
         return unconditional + self.guidance * (conditional - unconditional)
@@ -92,15 +120,21 @@ def initial_latents(request: GenerationRequest, channels: int) -> Tensor:
 
 
 def computed_steps(
-    dit: WanDiT, schedule: Schedule, cache_model: teacache.TeaCacheModel | None, threshold: float
+    dit: WanDiT, schedule: Schedule, cache_model: StepCache | None, request: GenerationRequest
 ) -> tuple[bool, ...]:
-    """The plan of computed steps; raises InvalidRequest if a cache is asked of a checkpoint that has no polynomial."""
-    if threshold == 0:
+    """The plan of computed steps; raises InvalidRequest if a cache is asked for that is not calibrated."""
+    if request.cache_threshold == 0:
         return teacache.everything(schedule.steps)
     if cache_model is None:
-        raise InvalidRequest("cache_threshold", threshold, "0, as this checkpoint has no TeaCache polynomial; calibrate one")
+        allowed = f"0, as this checkpoint has no {request.cache} calibration; see python -m wan.calibrate"
+        raise InvalidRequest("cache_threshold", request.cache_threshold, allowed)
     timesteps = torch.tensor(schedule.timesteps, dtype=torch.float64, device=dit.device)
-    return teacache.plan(cache_model, *dit.time_embeddings(timesteps), threshold)
+    return cache_model.plan(*dit.time_embeddings(timesteps), request.cache_threshold)
+
+
+def guided_steps(request: GenerationRequest) -> int:
+    """How many steps, counted from the first, use guidance."""
+    return 0 if request.guidance_scale == 1.0 else math.ceil(request.guidance_end * request.steps)
 
 
 @torch.inference_mode()
@@ -111,7 +145,7 @@ def denoise(
     request: GenerationRequest,
     *,
     grid: str = "wan",
-    cache_model: teacache.TeaCacheModel | None = None,
+    cache_model: StepCache | None = None,
     latents: Tensor | None = None,
     on_step: Callable[[Progress], None] | None = None,
     resume: Resume | None = None,
@@ -123,29 +157,36 @@ def denoise(
     loop. Raises InvalidRequest for latents, or a resume point, that do not fit the request.
     """
     schedule = samplers.schedule(request.sampler, request.steps, request.flow_shift, grid)
-    plan = computed_steps(dit, schedule, cache_model, request.cache_threshold)
+    plan = computed_steps(dit, schedule, cache_model, request)
     shape = request.latent_shape(dit.config.in_channels)
     state, start = _start(request, shape, latents, resume, plan, dit.device)
-    guided = request.guidance_scale != 1.0
-    model = _Model(dit, schedule, context, negative_context if guided else None, request.guidance_scale, shape)
+    guided = guided_steps(request)
+    texts = [context] if guided == 0 else [context, negative_context]
+    model = _Model(dit, schedule, texts, request.guidance_scale, shape)
     model.keep_residual = not all(plan)
     step_sampler = samplers.SAMPLERS[request.sampler]
-    info = DenoiseInfo(resumed_from=start if resume else None)
+    info = DenoiseInfo(resumed_from=start if resume else None, plan=plan, engine=dict(dit.engine))
 
     for i in range(start, schedule.steps):
         began = time.perf_counter()
         x = state.latents
-        velocity = model.velocity(x, i, plan[i])
+        velocity = model.velocity(x, i, plan[i], guided=i < guided)
         state = step_sampler(state, velocity, schedule.sigmas, i)
-        info.step_seconds.append(time.perf_counter() - began)
-        info.steps_computed += plan[i]
-        info.steps_skipped += not plan[i]
+        _count(info, time.perf_counter() - began, plan[i], guided=i < guided)
         if on_step is not None:
             done = i + 1
             resumable = done < schedule.steps and plan[done]
             x0 = x - schedule.sigmas[i] * velocity
-            on_step(Progress(done, schedule.steps, info.steps_skipped, plan[i], info.step_seconds[-1], resumable, state, x0))
+            seconds = info.step_seconds[-1]
+            on_step(Progress(done, schedule.steps, info.steps_skipped, plan[i], seconds, resumable, state, x0))
     return state.latents, info
+
+
+def _count(info: DenoiseInfo, seconds: float, computed: bool, guided: bool) -> None:
+    info.step_seconds.append(seconds)
+    info.steps_computed += computed
+    info.steps_skipped += not computed
+    info.forwards += computed * (2 if guided else 1)
 
 
 def _start(request, shape, latents, resume: Resume | None, plan, device) -> tuple[SamplerState, int]:

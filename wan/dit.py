@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan.attention import attention
+from wan.attention import sdpa
 from wan.config import DiTConfig
 from wan.errors import InvalidRequest
 
 
 @lru_cache(maxsize=8)
-def rotary_tables(dims: tuple[int, int, int], grid: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for each token of a (frames, rows, columns) grid, float32 [1, S, 1, head_dim / 2] each.
+def rotary_tables(dims: tuple[int, int, int], grid: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Cosine and sine for each token of a (frames, rows, columns) grid, float32 [1, S, 1, head_dim / 2, 2].
 
     Each axis rotates its own share `dims` of the head channels, theta 10000 (Su et al., RoFormer, 2021).
     Computed in float64: float32 angles lose the phase of distant positions.
@@ -33,14 +33,19 @@ def rotary_tables(dims: tuple[int, int, int], grid: tuple[int, int, int], device
         shape[axis] = length
         angles.append(angle.view(shape).expand(*grid, -1))
     phase = torch.cat(angles, dim=-1).flatten(0, 2)[None, :, None]
-    return phase.cos().float().to(device), phase.sin().float().to(device)
+    return torch.stack([phase.cos(), phase.sin()], dim=-1).float().to(device)
 
 
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     """Rotate the channel pairs (2i, 2i + 1) of [B, S, H, D] by the angles of `rotary_tables`."""
-    cos, sin = rotary
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).type_as(x)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    # One pass, forty times faster on a CPU than strided halves; the compiler knows no complex numbers.
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary))
+    else:
+        (a, b), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
+        rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    return rotated.flatten(-2).type_as(x)
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
@@ -63,25 +68,39 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), x.shape[-1:], None, self.eps).type_as(x) * self.weight
 
 
-def _layer_norm(x: Tensor, eps: float) -> Tensor:
-    return F.layer_norm(x.float(), x.shape[-1:], None, None, eps)
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """LayerNorm over the channels in float32 with float32 `weight` and `bias` [C], in the dtype of x."""
+    if x.device.type == "cpu":  # its kernel mixes the types; a GPU's does not
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps).type_as(x)
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """LayerNorm(x) * (1 + scale) + shift for x [B, S, C] and float32 shift, scale [B or 1, 1, C]."""
+    if scale.shape[0] == 1:  # all samples at the same timestep: the kernel's own weight and bias
+        return layer_norm(x, 1 + scale.view(-1), shift.view(-1), eps)
+    normed = F.layer_norm(x.float(), x.shape[-1:], None, None, eps)
+    return torch.addcmul(shift, normed, 1 + scale).type_as(x)
 
 
 class SelfAttention(nn.Module):
+    """`attend` computes the attention itself; `wan.attention.use` exchanges it."""
+
     def __init__(self, config: DiTConfig):
         super().__init__()
         dim = config.dim
         self.head_dim = config.head_dim
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim, config.eps), RMSNorm(dim, config.eps)
+        self.attend = sdpa
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))  # [B, S, H, D]
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:  # [B, S, C]
+    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:  # [B, S, C]
         q = rotate(self._heads(self.norm_q(self.q(x))), rotary)
         k = rotate(self._heads(self.norm_k(self.k(x))), rotary)
-        return self.o(attention(q, k, self._heads(self.v(x))))
+        return self.o(self.attend(q, k, self._heads(self.v(x))))
 
 
 class CrossAttention(SelfAttention):
@@ -91,7 +110,7 @@ class CrossAttention(SelfAttention):
         return self._heads(self.norm_k(self.k(context))), self._heads(self.v(context))
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        return self.o(attention(self._heads(self.norm_q(self.q(x))), *keys_values, bias))
+        return self.o(self.attend(self._heads(self.norm_q(self.q(x))), *keys_values, bias))
 
 
 class Block(nn.Module):
@@ -101,19 +120,20 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(config)
         self.norm3 = nn.LayerNorm(config.dim, eps=config.eps)
         self.cross_attn = CrossAttention(config)
-        self.ffn = nn.Sequential(nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim))
+        self.ffn = nn.Sequential(
+            nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim)
+        )
         self.modulation = nn.Parameter(torch.zeros(1, 6, config.dim))
 
-    def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return (_layer_norm(x, self.eps) * (1 + scale) + shift).type_as(x)
-
-    def forward(self, x: Tensor, modulation: Tensor, rotary, keys_values, bias) -> Tensor:  # [B, S, C], [B, 6, C] float32
+    def forward(
+        self, x: Tensor, modulation: Tensor, rotary, keys_values, bias
+    ) -> Tensor:  # [B, S, C], [B, 6, C] float32
         shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = (self.modulation + modulation).unsqueeze(2).unbind(1)
-        y = self.self_attn(self._modulated(x, shift_sa, scale_sa), rotary)
+        y = self.self_attn(modulated_norm(x, shift_sa, scale_sa, self.eps), rotary)
         x = torch.addcmul(x.float(), y.float(), gate_sa).type_as(x)
-        norm3 = F.layer_norm(x.float(), x.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), self.eps)
-        x = x + self.cross_attn(norm3.type_as(x), keys_values, bias)
-        y = self.ffn(self._modulated(x, shift_ff, scale_ff))
+        norm3 = layer_norm(x, self.norm3.weight.float(), self.norm3.bias.float(), self.eps)
+        x = x + self.cross_attn(norm3, keys_values, bias)
+        y = self.ffn(modulated_norm(x, shift_ff, scale_ff, self.eps))
         return torch.addcmul(x.float(), y.float(), gate_ff).type_as(x)
 
 
@@ -126,7 +146,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:  # [B, S, C], [B, C] float32
         shift, scale = (self.modulation + time.unsqueeze(1)).unsqueeze(2).unbind(1)
-        return self.head((_layer_norm(x, self.eps) * (1 + scale) + shift).type_as(x))
+        return self.head(modulated_norm(x, shift, scale, self.eps))
 
 
 @dataclass
@@ -143,7 +163,9 @@ class Conditioning:
     def select(self, index: int) -> "Conditioning":
         """The conditioning of one batch element."""
         one = slice(index, index + 1)
-        return Conditioning([(k[one], v[one]) for k, v in self.keys_values], None if self.bias is None else self.bias[one])
+        return Conditioning(
+            [(k[one], v[one]) for k, v in self.keys_values], None if self.bias is None else self.bias[one]
+        )
 
 
 def _fold_padding(context: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -175,11 +197,16 @@ class WanDiT(nn.Module):
         self.config = config
         patch = config.patch_size
         self.patch_embedding = nn.Conv3d(config.in_channels, config.dim, kernel_size=patch, stride=patch)
-        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, config.dim), nn.GELU("tanh"), nn.Linear(config.dim, config.dim))
-        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim))
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, config.dim), nn.GELU("tanh"), nn.Linear(config.dim, config.dim)
+        )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(config.freq_dim, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim)
+        )
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, config.dim * 6))
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
         self.head = Head(config)
+        self.engine: dict = {}  # how it computes, for INFO; set by wan.optimize
 
     @property
     def dtype(self) -> torch.dtype:
@@ -202,8 +229,8 @@ class WanDiT(nn.Module):
         text = self.text_embedding(context)
         return Conditioning([block.cross_attn.keys_values(text) for block in self.blocks], bias)
 
-    def rotary(self, latents_shape) -> tuple[Tensor, Tensor]:
-        """Rotary tables for latents of shape [..., T, h, w]."""
+    def rotary(self, latents_shape) -> Tensor:
+        """Rotary table for latents of shape [..., T, h, w]."""
         grid = tuple(size // patch for size, patch in zip(latents_shape[-3:], self.config.patch_size, strict=True))
         return rotary_tables(self.config.rope_dims, grid, self.device)
 

@@ -13,10 +13,12 @@ from wan.checkpoint import Checkpoint
 from wan.config import Defaults
 from wan.denoise import DenoiseInfo, Progress, Resume, denoise
 from wan.dit import WanDiT
+from wan.optimize import optimized
 from wan.request import GenerationRequest
-from wan.teacache import TeaCacheModel
+from wan.teacache import StepCache
 from wan.text import TextEncoder, Tokenizer
 from wan.vae import WanVAE
+from wan.vae_cpu import accelerate
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Pipeline:
     dit: WanDiT
     vae: WanVAE
     defaults: Defaults
-    cache_model: TeaCacheModel | None
+    caches: dict[str, StepCache]
     grid: str
 
     @classmethod
@@ -58,10 +60,10 @@ class Pipeline:
         return cls(
             tokenizer=Tokenizer(checkpoint.tokenizer_directory),
             text_encoder=checkpoint.load_text_encoder(device, dtype),
-            dit=checkpoint.load_dit(device, dtype),
-            vae=checkpoint.load_vae(device, torch.float32),
+            dit=optimized(checkpoint.load_dit(device, dtype)),
+            vae=accelerate(checkpoint.load_vae(device, torch.float32)),
             defaults=checkpoint.defaults,
-            cache_model=checkpoint.teacache,
+            caches=checkpoint.caches,
             grid=checkpoint.grid,
         )
 
@@ -78,10 +80,10 @@ class Pipeline:
         on_step: Callable[[Progress], None] | None = None,
         resume: Resume | None = None,
     ) -> tuple[Tensor, DenoiseInfo]:
-        """See `wan.denoise.denoise`; uses the checkpoint's sigma grid and TeaCache polynomial."""
+        """See `wan.denoise.denoise`; uses the checkpoint's sigma grid and step caches."""
         return denoise(
             self.dit, context, negative_context, request,
-            grid=self.grid, cache_model=self.cache_model, latents=latents, on_step=on_step, resume=resume,
+            grid=self.grid, cache_model=self.caches.get(request.cache), latents=latents, on_step=on_step, resume=resume,
         )  # fmt: skip
 
     @torch.inference_mode()
@@ -104,6 +106,8 @@ class Pipeline:
         seed: int | None = None,
         sampler: str | None = None,
         cache_threshold: float | None = None,
+        cache: str | None = None,
+        guidance_end: float | None = None,
         latents: Tensor | None = None,
         on_step: Callable[[Progress], None] | None = None,
     ) -> Video:
@@ -111,7 +115,7 @@ class Pipeline:
         request = GenerationRequest.create(
             self.defaults, prompt, negative_prompt=negative_prompt, width=width, height=height, num_frames=num_frames,
             steps=steps, guidance_scale=guidance_scale, flow_shift=flow_shift, seed=seed, sampler=sampler,
-            cache_threshold=cache_threshold,
+            cache_threshold=cache_threshold, cache=cache, guidance_end=guidance_end,
         )  # fmt: skip
         clock = [time.perf_counter()]
         context, negative = self.encode([request.prompt, request.negative_prompt])
@@ -131,6 +135,8 @@ def describe(request: GenerationRequest, done: DenoiseInfo, fps: int, seconds: d
     counts = {
         "steps_computed": done.steps_computed,
         "steps_skipped": done.steps_skipped,
+        "skipped": [i for i, computed in enumerate(done.plan) if not computed],
+        "forwards": done.forwards,
         "resumed_from": done.resumed_from,
     }
-    return parameters | counts | {"fps": fps, "seconds": seconds}
+    return parameters | counts | {"engine": done.engine, "fps": fps, "seconds": seconds}

@@ -9,6 +9,7 @@ from wan.errors import InvalidRequest
 from wan.samplers import SAMPLERS
 
 MAX_SEED = 2**63 - 1
+CACHES = ("teacache", "magcache")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ LIMITS = {
     "flow_shift": Limit(0.1, 30.0, integer=False),
     "seed": Limit(0, MAX_SEED),
     "cache_threshold": Limit(0.0, 10.0, integer=False),
+    "guidance_end": Limit(0.0, 1.0, integer=False),
 }
 MAX_PROMPT_CHARACTERS = 8000
 
@@ -64,7 +66,9 @@ class GenerationRequest:
     flow_shift: float
     seed: int
     sampler: str
-    cache_threshold: float
+    cache_threshold: float  # 0 computes every step
+    cache: str = "teacache"  # the rule by which steps are skipped
+    guidance_end: float = 1.0  # share of the steps after which guidance is off
 
     def __post_init__(self):
         for name in ("prompt", "negative_prompt"):
@@ -77,6 +81,8 @@ class GenerationRequest:
             limit.check(name, getattr(self, name))
         if self.sampler not in SAMPLERS:
             raise InvalidRequest("sampler", self.sampler, ", ".join(SAMPLERS))
+        if self.cache not in CACHES:
+            raise InvalidRequest("cache", self.cache, ", ".join(CACHES))
 
     @classmethod
     def create(cls, defaults: Defaults, prompt: str, **given) -> "GenerationRequest":

@@ -8,9 +8,17 @@ For Wan the signal depends on the timestep alone, so the whole plan is known bef
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class StepCache(Protocol):
+    """Decides before the loop which steps are computed."""
+
+    def plan(self, time: Tensor, modulation: Tensor, threshold: float) -> tuple[bool, ...]:
+        """True for each computed step, given the time embeddings of all steps, [N, dim] and [N, 6, dim]."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,10 @@ class TeaCacheModel:
 
     def __post_init__(self):
         object.__setattr__(self, "coefficients", tuple(float(c) for c in self.coefficients))
+
+    def plan(self, time: Tensor, modulation: Tensor, threshold: float) -> tuple[bool, ...]:
+        """See `plan` below."""
+        return plan(self, time, modulation, threshold)
 
 
 OFFICIAL = {

@@ -139,7 +139,9 @@ class Upsample(nn.Module):
     def __init__(self, dim: int, temporal: bool):
         super().__init__()
         self.resample = nn.Sequential(
-            nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(dim, dim // 2, 3, padding=1)
+            # At a factor of two this equals the reference's "nearest-exact", and ONNX has an operator for it.
+            nn.Upsample(scale_factor=2.0, mode="nearest"),
+            nn.Conv2d(dim, dim // 2, 3, padding=1),
         )
         self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1)) if temporal else None
 

@@ -10,7 +10,14 @@ from wan.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPHS = ROOT / "build" / "test-graphs"
-CODE = ("export/onnx_*.py", "export/gpu_graphs.py", "export/trt_*", "wan/vae.py", "wan/text.py", "stages/vae_runtime.py")
+CODE = (
+    "export/onnx_*.py",
+    "export/gpu_graphs.py",
+    "export/trt_*",
+    "wan/vae.py",
+    "wan/text.py",
+    "stages/vae_runtime.py",
+)
 
 
 def _key(checkpoint: Checkpoint) -> str:

@@ -40,7 +40,7 @@ def test_resize_softmax_and_norms_run_in_float32(graphs, name):
     model = validate(graphs[0].joinpath(*name))
     types = tensor_types(model)
     for node in model.graph.node:
-        if node.op_type in ("Resize", "Softmax", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Pow"):
+        if node.op_type in ("Resize", "Softmax", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt"):
             assert types[node.input[0]] != TensorProto.BFLOAT16, node.name
     kinds = {node.op_type for node in model.graph.node}
     assert "Softmax" in kinds
@@ -128,7 +128,8 @@ def _model(node: onnx.NodeProto, kind: int, extra=()) -> onnx.ModelProto:
         [helper.make_tensor_value_info("y", kind, None)],
         list(extra),
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    # The IR version that goes with the opset; the library's newest may be newer than what ONNX Runtime reads.
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
 
 
 def test_what_tensorrt_lacks_is_found():

@@ -54,7 +54,12 @@ def build(real, folder: Path) -> dict:
     everything = {"workspace_bytes": 1 << 30, "weight_streaming": True, "version_compatible": True}
     built = build_plan(trt, job(folder, hardware_compatibility="ampere_plus", **everything), Bar)
     strongly_typed = 1 << int(real.NetworkDefinitionCreationFlag.STRONGLY_TYPED)  # another bit in each major version
-    return {"strongly_typed": strongly_typed, "calls": trt.calls, "built": built, "plan": (folder / "x.plan").read_text()}
+    return {
+        "strongly_typed": strongly_typed,
+        "calls": trt.calls,
+        "built": built,
+        "plan": (folder / "x.plan").read_text(),
+    }
 
 
 def failures(real, folder: Path) -> dict:

@@ -1,0 +1,90 @@
+"""`python -m loadtest.bench`: ours beside diffusers on this machine, then one option after the other.
+
+With --random-weights the real sizes run on a GPU without a checkpoint.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from loadtest.bench import cases, report
+from loadtest.bench.ablation import ablate, steps
+from loadtest.bench.compare import compare
+from loadtest.errors import LoadTestError
+from wan.checkpoint import Checkpoint
+from wan.errors import WanError
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m loadtest.bench", description=__doc__.splitlines()[0])
+    made.add_argument("--checkpoint", default="models/tiny", help="in the Diffusers layout")
+    made.add_argument("--repeats", type=int, default=7, help="runs of each side; the median counts")
+    made.add_argument("--only", choices=("dit", "denoise", "vae", "text", "ablation"), help="one part")
+    made.add_argument("--random-weights", choices=tuple(cases.ARCHITECTURES), help="a real size without a checkpoint")
+    made.add_argument("--size", default="832x480", help="WIDTHxHEIGHT with --random-weights")
+    made.add_argument("--frames", type=int, default=81)
+    made.add_argument("--steps", type=int, default=50)
+    made.add_argument("--linear", default="auto")
+    made.add_argument("--attention", default="auto")
+    made.add_argument("--compile", action="store_true")
+    made.add_argument("--no-reference", action="store_true", help="without diffusers")
+    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--threads", type=int, default=0, help="of each process; 0 = all cores")
+    made.add_argument("--out", type=Path, default=Path("build/bench"))
+    return made
+
+
+def _cases(given: argparse.Namespace) -> list[cases.Case]:
+    if not given.random_weights:
+        chosen = cases.standard(given.checkpoint, given.device, given.threads)
+    else:
+        width, height = map(int, given.size.split("x"))
+        loading = {"linear": given.linear, "attention": given.attention, "compile": given.compile}
+        size = (width, height, given.frames, given.steps)
+        chosen = cases.random_weights(given.random_weights, *size, given.device, loading)
+    return [case for case in chosen if given.only in (None, case.part)]
+
+
+def _ablation(given: argparse.Namespace, chosen: list[cases.Case]) -> list[dict]:
+    denoising = [case for case in chosen if case.part == "denoise"]
+    if given.only not in (None, "ablation"):
+        return []
+    case = denoising[0] if denoising else cases.standard(given.checkpoint, given.device, given.threads)[2]
+    caches = Checkpoint.open(case.checkpoint).caches if case.checkpoint else {}
+    thresholds = {"teacache": 0.1, "magcache": 0.1}
+    rows = steps(torch.device(given.device), {name: thresholds[name] for name in caches})
+    return ablate(case, rows, given.repeats)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = parser().parse_args(arguments)
+    try:
+        chosen = _cases(given)
+        results = []
+        for case in chosen:
+            print(case.name, file=sys.stderr)
+            results.append(compare(case, given.repeats, reference=not given.no_reference))
+        rows = _ablation(given, chosen)
+    except (LoadTestError, WanError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    machine = (
+        torch.cuda.get_device_name() if given.device.startswith("cuda") else platform.processor() or platform.machine()
+    )
+    about = {"machine": machine, "torch": torch.__version__, "threads": given.threads or torch.get_num_threads()}
+    given.out.mkdir(parents=True, exist_ok=True)
+    content = about | {"results": [r.as_dict() for r in results], "ablation": rows}
+    (given.out / "bench.json").write_text(json.dumps(content, indent=1) + "\n")
+    text = report.comparison_table(results) if results else ""
+    text += ("\n\n" + report.ablation_table(rows)) if rows else ""
+    (given.out / "bench.md").write_text(text.strip() + "\n")
+    print(text.strip())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

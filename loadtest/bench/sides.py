@@ -1,0 +1,181 @@
+"""The two sides of a comparison: each builds a case and returns a function that runs it once and gives its result.
+
+Random weights come from the official names in order, so both sides draw the same.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from loadtest.bench.cases import PROMPT_TOKENS, Case
+from wan import keys
+from wan.checkpoint import Checkpoint
+from wan.config import Defaults, DiTConfig, VAEConfig
+from wan.denoise import denoise
+from wan.dit import WanDiT
+from wan.optimize import Options, optimized
+from wan.pipeline import Pipeline
+from wan.request import GenerationRequest
+from wan.vae import WanVAE
+from wan.vae_cpu import accelerate
+
+Run = Callable[[], Tensor]
+PROMPT = "a red circle moves left on a white background"
+
+
+def _fill(named: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Random weights in the order of the names; small, so that activations stay in range through forty layers."""
+    generator = {}
+    for _, parameter in sorted(named):
+        device = parameter.device
+        random = generator.setdefault(device, torch.Generator(device).manual_seed(0))
+        with torch.no_grad():
+            parameter.normal_(std=0.02, generator=random)
+
+
+def _inputs(case: Case, text_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents [1, C, T', h, w], timestep [1] and text [2, 512, text_dim]: a sentence and an empty prompt."""
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(1, *case.shape, generator=generator)
+    context = torch.randn(2, 512, text_dim, generator=generator)
+    context[0, PROMPT_TOKENS:], context[1, 1:] = 0, 0
+    dtype = getattr(torch, case.dtype)
+    return latents.to(case.device), torch.tensor([500.0], device=case.device), context.to(case.device, dtype)
+
+
+def _request(case: Case, defaults: Defaults) -> GenerationRequest:
+    given = {"cache_threshold": 0.0, "guidance_end": 1.0} | case.request
+    return GenerationRequest.create(defaults, PROMPT, seed=0, **given)
+
+
+def _our_dit(case: Case) -> WanDiT:
+    dtype = getattr(torch, case.dtype)
+    if case.checkpoint:
+        dit = Checkpoint.open(case.checkpoint).load_dit(case.device, dtype)
+    else:
+        with torch.device(case.device):
+            dit = WanDiT(DiTConfig(**case.architecture)).eval()
+        _fill(dit.named_parameters())
+        dit = _cast(dit, dtype)
+    return optimized(dit, Options(**case.loading))
+
+
+def _cast(dit: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """As a checkpoint is loaded: time path, modulation and affine norms stay in float32."""
+    from wan.checkpoint import FLOAT32_PARTS
+
+    for name, parameter in dit.named_parameters():
+        parameter.data = parameter.data.float() if FLOAT32_PARTS.search(name) else parameter.data.to(dtype)
+    return dit
+
+
+def ours(case: Case) -> Run:
+    if case.part == "vae":
+        with torch.device(case.device):
+            vae = WanVAE(VAEConfig()).eval()
+        _fill(vae.named_parameters())
+        vae = accelerate(vae.channels_last())
+        latents, _, _ = _inputs(case, 1)
+        return lambda: vae.decode(latents)
+    if case.part == "text":
+        pipeline = Pipeline.from_checkpoint(case.checkpoint, case.device)
+        return lambda: pipeline.encode([PROMPT, ""])
+    dit = _our_dit(case)
+    if case.part == "dit":
+        latents, timestep, context = _inputs(case, dit.config.text_dim)
+        return lambda: dit(latents, timestep, context[:1])
+    checkpoint = Checkpoint.open(case.checkpoint) if case.checkpoint else None
+    request = _request(case, checkpoint.defaults if checkpoint else Defaults())
+    shape = request.latent_shape(dit.config.in_channels)
+    latents, _, context = _inputs(Case(**case.as_dict() | {"shape": shape}), dit.config.text_dim)
+    caches, grid = (checkpoint.caches, checkpoint.grid) if checkpoint else ({}, "diffusers")
+    options = dict(grid=grid, cache_model=caches.get(request.cache), latents=latents[0])
+    return lambda: denoise(dit, *context, request, **options)[0]
+
+
+def _their_dit(case: Case):
+    from diffusers import WanTransformer3DModel
+
+    dtype = getattr(torch, case.dtype)
+    if case.checkpoint:
+        return (
+            WanTransformer3DModel.from_pretrained(f"{case.checkpoint}/transformer", torch_dtype=dtype)
+            .to(case.device)
+            .eval()
+        )
+    a = case.architecture
+    with torch.device(case.device):
+        model = WanTransformer3DModel(
+            num_attention_heads=a["num_heads"], attention_head_dim=a["dim"] // a["num_heads"], ffn_dim=a["ffn_dim"],
+            num_layers=a["num_layers"], in_channels=16, out_channels=16, text_dim=4096, freq_dim=256,
+            cross_attn_norm=True, qk_norm="rms_norm_across_heads",
+        ).eval()  # fmt: skip
+    _fill((keys.dit_from_diffusers(name), p) for name, p in model.named_parameters())
+    return model.to(dtype)
+
+
+def _their_denoise(case: Case, model) -> Run:
+    from diffusers import UniPCMultistepScheduler
+
+    defaults = Checkpoint.open(case.checkpoint).defaults if case.checkpoint else Defaults()
+    request = _request(case, defaults)
+    shape = request.latent_shape(model.config.in_channels)
+    latents, _, context = _inputs(Case(**case.as_dict() | {"shape": shape}), model.config.text_dim)
+
+    def run() -> Tensor:
+        scheduler = UniPCMultistepScheduler(
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=request.flow_shift,
+            num_train_timesteps=1000,
+        )
+        scheduler.set_timesteps(request.steps, device=case.device)
+        x = latents
+        for t in scheduler.timesteps:  # as diffusers' WanPipeline: one forward for each branch
+            conditional = model(x.to(model.dtype), t[None], context[:1], return_dict=False)[0].float()
+            unconditional = model(x.to(model.dtype), t[None], context[1:], return_dict=False)[0].float()
+            velocity = unconditional + request.guidance_scale * (conditional - unconditional)
+            x = scheduler.step(velocity, t, x, return_dict=False)[0]
+        return x[0]
+
+    return run
+
+
+def diffusers(case: Case) -> Run:
+    """The same case by diffusers and transformers as a user would run them."""
+    if case.part == "vae":
+        from diffusers import AutoencoderKLWan
+
+        with torch.device(case.device):
+            vae = AutoencoderKLWan().eval()
+        rename = keys.vae_from_diffusers(2)
+        _fill((rename(name), p) for name, p in vae.named_parameters())
+        config, (latents, _, _) = VAEConfig(), _inputs(case, 1)
+        mean, std = (
+            torch.tensor(v, device=case.device).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std)
+        )
+        return lambda: vae.decode(latents * std + mean).sample
+    if case.part == "text":
+        from transformers import AutoTokenizer, UMT5EncoderModel
+
+        tokenizer = AutoTokenizer.from_pretrained(f"{case.checkpoint}/tokenizer")
+        encoder = UMT5EncoderModel.from_pretrained(f"{case.checkpoint}/text_encoder", dtype=torch.float32).eval()
+        return lambda: _their_texts(tokenizer, encoder.to(case.device), case.device)
+    model = _their_dit(case)
+    if case.part == "denoise":
+        return _their_denoise(case, model)
+    latents, timestep, context = _inputs(case, model.config.text_dim)
+    return lambda: model(latents.to(model.dtype), timestep, context[:1], return_dict=False)[0]
+
+
+def _their_texts(tokenizer, encoder, device: str) -> Tensor:
+    """As diffusers' WanPipeline: padded to 512, encoded whole, cut to the text, padded with zeros."""
+    tokens = tokenizer([PROMPT, ""], padding="max_length", max_length=512, truncation=True, return_tensors="pt").to(
+        device
+    )
+    hidden = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+    return hidden * tokens.attention_mask[..., None]
+
+
+SIDES = {"ours": ours, "diffusers": diffusers}

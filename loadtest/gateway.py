@@ -1,0 +1,197 @@
+"""`python -m loadtest.gateway`: what one gateway process carries while no GPU is in the way.
+
+Three measurements, each with its limit: status reads at a fixed rate while submissions run (open loop, latency from the
+scheduled moment), the time of a lease with a long queue, and the memory of the process over many jobs. Exit code 1 if one fails.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import httpx
+import psutil
+
+from loadtest.databases import Postgres, find_binaries
+from service.stack import ROOT
+from service.store import JobStore, NewJob
+from service.store.queueing import Limits
+
+READ_LIMIT_SECONDS, LEASE_LIMIT_SECONDS, GROWTH_LIMIT = 0.05, 0.005, 1.15
+BODY = {"width": 16, "height": 16, "num_frames": 1, "steps": 1}
+
+
+@contextlib.contextmanager
+def gateway_process(state: Path, card: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """The real gateway under BentoML; yields its URL and the process that serves."""
+    port = 20000 + os.getpid() % 20000
+    environment = os.environ | {"WAN_STATE_DIR": str(state), "WAN_MODEL_CARD": str(card), "WAN_LOG_LEVEL": "WARNING",
+                                "WAN_MAX_QUEUED": "1000000", "WAN_MAX_QUEUED_PER_KEY": "1000000",
+                                "PROMETHEUS_MULTIPROC_DIR": str(state / "prometheus"), "BENTOML_DO_NOT_TRACK": "true",
+                                "BENTOML_HOME": str(state / "bentoml")}  # fmt: skip
+    command = [sys.executable, "-m", "bentoml", "serve", "service.service:WanService", "--host", "127.0.0.1"]
+    with (state / "gateway.log").open("wb") as log:
+        process = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, env=environment, stdout=log, stderr=log)
+    try:
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                    break
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError(f"the gateway did not start\n{(state / 'gateway.log').read_text()[-2000:]}")
+            time.sleep(0.3)
+        children = psutil.Process(process.pid).children(recursive=True)
+        yield url, max(children, key=lambda child: child.memory_info().rss)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+async def reads(url: str, rate: float, seconds: float, submissions: float) -> tuple[list[float], int]:
+    """Latencies of the reads, each counted from its scheduled moment, and the number of errors."""
+    latencies, errors, ids = [], 0, []
+    connector = aiohttp.TCPConnector(limit=100)
+
+    async with aiohttp.ClientSession(url, connector=connector) as http:
+
+        async def submit() -> None:
+            async with http.post("/v1/videos", json=BODY | {"prompt": "x"}) as answer:
+                ids.append((await answer.json())["id"])
+
+        async def read(scheduled: float) -> None:
+            nonlocal errors
+            async with http.get(f"/v1/videos/{ids[hash(scheduled) % len(ids)]}") as answer:
+                await answer.read()
+                errors += answer.status != 200
+            latencies.append(time.monotonic() - scheduled)
+
+        for _ in range(50):
+            await submit()
+        began, tasks = time.monotonic(), []
+        every = max(1, round(rate / submissions))
+        for number in itertools.count():
+            scheduled = began + number / rate
+            if number / rate > seconds:
+                break
+            await asyncio.sleep(max(0.0, scheduled - time.monotonic()))
+            tasks.append(asyncio.create_task(read(scheduled)))
+            if number % every == 0:
+                tasks.append(asyncio.create_task(submit()))
+        await asyncio.gather(*tasks)
+    return latencies, errors
+
+
+def lease_seconds(url: str, queued: int, leases: int = 50) -> float:
+    """Median time of a lease while `queued` jobs of twenty owners wait."""
+    store = JobStore(url, limits=Limits(10**9, 10**9))
+    with store.database.write() as conn:
+        fill(conn, queued)
+    times = []
+    for _ in range(leases):
+        began = time.perf_counter()
+        assert store.lease("bench") is not None
+        times.append(time.perf_counter() - began)
+    store.close()
+    return statistics.median(times)
+
+
+def fill(conn, queued: int) -> None:
+    """Insert waiting jobs without going through admission one by one."""
+    from sqlalchemy import insert
+
+    from service.store import queueing, schema
+
+    first = queueing.add(conn, 1.0, NewJob("owner0", BODY | {"prompt": "x"}, 1.0), Limits(10**9, 10**9))
+    row = {**vars(first), "request": "{}", "info": None, "cancel_requested": 0, "deleted": 0}
+    rows = [
+        row | {"id": f"video_{number:032x}", "owner": f"owner{number % 20}", "level": number // 20 % 3,
+               "turn": float(number), "created_at": float(number)}
+        for number in range(1, queued)
+    ]  # fmt: skip
+    for start in range(0, len(rows), 5000):
+        conn.execute(insert(schema.jobs), rows[start : start + 5000])
+    conn.exec_driver_sql("DELETE FROM flows")
+    conn.exec_driver_sql(
+        "INSERT INTO flows SELECT owner, level, count(*), sum(cost) FROM jobs WHERE status = 'queued' GROUP BY owner, level"
+    )
+    owners = [{"owner": f"owner{number}", "vtime": 0.0, "weight": 1.0} for number in range(1, 20)]
+    conn.execute(insert(schema.owners), owners)
+
+
+def memory(url: str, process: psutil.Process, jobs: int) -> tuple[int, int]:
+    """Resident bytes after a fifth of the jobs and after all of them; every job is submitted, read and deleted."""
+    sizes = []
+    with httpx.Client(base_url=url, timeout=60) as http:
+        for number in range(jobs):
+            job = http.post("/v1/videos", json=BODY | {"prompt": str(number)}).raise_for_status().json()
+            http.get(f"/v1/videos/{job['id']}").raise_for_status()
+            http.delete(f"/v1/videos/{job['id']}").raise_for_status()
+            if number + 1 in (jobs // 5, jobs):
+                sizes.append(process.memory_info().rss)
+    return sizes[0], sizes[-1]
+
+
+def report(name: str, value: str, met: bool) -> bool:
+    print(f"{'ok  ' if met else 'FAIL'} {name}: {value}", flush=True)
+    return met
+
+
+def measure_reads(choice: argparse.Namespace, state: Path) -> list[bool]:
+    with gateway_process(state, choice.card) as (url, process):
+        before = process.cpu_times().user + process.cpu_times().system
+        latencies, errors = asyncio.run(reads(url, choice.rate, choice.seconds, choice.submissions))
+        busy = process.cpu_times().user + process.cpu_times().system - before
+        latencies.sort()
+        p50, p99 = (latencies[int(len(latencies) * share)] for share in (0.5, 0.99))
+        text = f"{choice.rate:g}/s, p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms, {errors} errors; {busy / len(latencies) * 1000:.2f} ms of CPU each"
+        verdicts = [report("status reads", text, p99 < READ_LIMIT_SECONDS and not errors)]
+        if choice.jobs:
+            early, late = memory(url, process, choice.jobs)
+            text = f"{early / 2**20:.0f} MiB after {choice.jobs // 5} jobs, {late / 2**20:.0f} MiB after {choice.jobs}"
+            verdicts.append(report("memory", text, late < GROWTH_LIMIT * early))
+    return verdicts
+
+
+def measure_leases(choice: argparse.Namespace, state: Path) -> list[bool]:
+    engines = {"SQLite": f"sqlite:///{state}/leases.db"}
+    postgres = Postgres() if find_binaries() else None
+    if postgres is not None:
+        engines["PostgreSQL"] = postgres.url()
+    verdicts = []
+    try:
+        for engine, address in engines.items():
+            seconds = lease_seconds(address, choice.queued)
+            text = f"{seconds * 1000:.2f} ms p50 with {choice.queued} jobs waiting"
+            verdicts.append(report(f"lease, {engine}", text, seconds < LEASE_LIMIT_SECONDS))
+    finally:
+        if postgres is not None:
+            postgres.stop()
+    return verdicts
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.gateway", description=__doc__.split("`: ")[1].split("\n")[0])
+    parser.add_argument("--rate", type=float, default=300, help="status reads a second")
+    parser.add_argument("--submissions", type=float, default=5, help="submissions a second meanwhile")
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--queued", type=int, default=100_000, help="jobs that wait while leases are timed")
+    parser.add_argument("--jobs", type=int, default=10_000, help="jobs for the memory measurement; 0: leave it out")
+    parser.add_argument("--card", type=Path, default=ROOT / "models/tiny/wan.json")
+    choice = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="wan-gateway-") as folder:
+        verdicts = measure_leases(choice, Path(folder)) + measure_reads(choice, Path(folder))
+    return 0 if all(verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

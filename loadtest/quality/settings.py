@@ -1,0 +1,54 @@
+"""Sets of options as text: `teacache=0.1+linear=fp8`."""
+
+from dataclasses import dataclass, field
+
+from loadtest.errors import LoadTestError
+from wan.optimize import Options
+from wan.request import CACHES
+
+REQUEST = {"guidance_end": float, "steps": int, "sampler": str}
+LOADING = ("linear", "attention")
+
+DEFAULT = (
+    "teacache=0.05", "teacache=0.1", "teacache=0.15", "teacache=0.2", "teacache=0.3",
+    "magcache=0.02", "magcache=0.05", "magcache=0.1", "magcache=0.2", "magcache=0.4",
+    "guidance_end=0.75", "guidance_end=0.5", "guidance_end=0.25",
+    "linear=fp8", "attention=int8", "attention=int8-fp8",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Options under one name: `request` are parameters of a request, `loading` those of `wan.optimize.Options`."""
+
+    name: str
+    request: dict = field(default_factory=dict)
+    loading: Options = field(default_factory=Options)
+
+    @property
+    def method(self) -> str:
+        """What the settings of one curve have in common."""
+        return "+".join(part.partition("=")[0] for part in self.name.split("+"))
+
+
+BASELINE = Setting("baseline", {"cache_threshold": 0.0, "guidance_end": 1.0})
+
+
+def parse(text: str) -> Setting:
+    """Options joined by `+`; raises LoadTestError for a name or value that is unknown."""
+    request, loading = dict(BASELINE.request), {}
+    for part in text.split("+"):
+        name, _, value = part.partition("=")
+        try:
+            if name in CACHES:
+                request |= {"cache": name, "cache_threshold": float(value)}
+            elif name in REQUEST:
+                request[name] = REQUEST[name](value)
+            elif name in LOADING:
+                loading[name] = value
+            else:
+                allowed = ", ".join((*CACHES, *REQUEST, *LOADING))
+                raise LoadTestError(f"option {part!r} is unknown; allowed: NAME=VALUE with a name of {allowed}")
+        except ValueError as error:
+            raise LoadTestError(f"option {part!r} has a bad value: {error}") from error
+    return Setting(text, request, Options(**loading))

@@ -1,0 +1,157 @@
+"""What the API answers: the job in the shape of OpenAI's and vLLM-Omni's `/v1/videos`, with what they lack added."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from service.store import Estimate, Job, Priority
+from service.store.jobs import COMPLETED, FAILED, RUNNING
+
+
+class ErrorDetail(BaseModel):
+    code: str
+    message: str
+    param: str | None = None
+    type: str
+
+
+class ErrorAnswer(BaseModel):
+    error: ErrorDetail
+
+
+class JobError(BaseModel):
+    code: str
+    message: str
+
+
+class Video(BaseModel):
+    """A video job. Times are in seconds, points in time since the epoch."""
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+    progress: int
+    created_at: int
+    started_at: int | None = None
+    completed_at: int | None = None
+    expires_at: int | None = None
+    prompt: str
+    size: str
+    seconds: str
+    quality: str = "standard"
+    remixed_from_video_id: str | None = None
+    error: JobError | None = None
+    # the generation
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    steps: int
+    seed: int
+    priority: str
+    user: str | None = None
+    # how it goes
+    phase: str | None = None
+    step: int = 0
+    queue_position: int | None = None
+    eta_seconds: float | None = None
+    predicted_gpu_seconds: float
+    attempts: int
+    cancel_requested: bool = False
+    resumed_from: int | None = None
+    preview_url: str | None = None
+    # the result
+    url: str | None = None
+    media_type: str | None = None
+    file_name: str | None = None
+    file_bytes: int | None = None
+    frames_sha256: str | None = None
+    inference_time_s: float | None = None
+    stage_durations: dict[str, float] | None = None
+    peak_memory_mb: float | None = None
+
+
+class VideoList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VideoDeleted(BaseModel):
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "wan"
+    defaults: dict
+    limits: dict
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+def percent(job: Job) -> int:
+    """0 to 100; the denoise loop is taken for 90, decoding and storing for the rest."""
+    if job.status == COMPLETED:
+        return 100
+    share = 90 * job.step // job.steps if job.steps else 0
+    return min(99, share + {"decode": 2, "encode": 6}.get(job.phase or "", 0))
+
+
+def video(job: Job, estimate: Estimate | None, model: str) -> Video:
+    """The answer for one job."""
+    request, info = job.request, job.info or {}
+    done = job.status == COMPLETED
+    return Video(
+        id=job.id,
+        model=model,
+        status=job.status,
+        progress=percent(job),
+        created_at=int(job.created_at),
+        started_at=_whole(job.started_at),
+        completed_at=_whole(job.completed_at),
+        expires_at=_whole(job.expires_at),
+        prompt=request["prompt"],
+        size=f"{request['width']}x{request['height']}",
+        seconds=f"{request['num_frames'] / request['fps']:g}",
+        error=JobError(code=job.error_code or "", message=job.error_message or "") if job.status == FAILED else None,
+        **{name: request[name] for name in ("width", "height", "num_frames", "fps", "steps", "seed")},
+        user=request.get("user"),
+        priority=Priority(job.priority).name,
+        phase=job.phase,
+        step=job.step,
+        queue_position=estimate.position if estimate else None,
+        eta_seconds=round(estimate.finish_seconds, 1) if estimate else None,
+        predicted_gpu_seconds=round(job.cost, 3),
+        attempts=job.attempts,
+        cancel_requested=job.cancel_requested,
+        resumed_from=info.get("resumed_from"),
+        preview_url=_preview_url(job),
+        url=f"/v1/videos/{job.id}/content" if done else None,
+        media_type="video/mp4" if done else None,
+        file_name=f"{job.id}.mp4" if done else None,
+        file_bytes=job.video_bytes,
+        frames_sha256=info.get("frames_sha256"),
+        inference_time_s=info.get("gpu_seconds"),
+        stage_durations=info.get("seconds"),
+    )
+
+
+def _preview_url(job: Job) -> str | None:
+    if job.status != RUNNING or not job.preview_key:
+        return None
+    return f"/v1/videos/{job.id}/content?variant=preview&step={job.step}"
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,199 @@
+"""What the routes share: the store, the files, the keys, and the tasks that run beside them."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+
+from starlette.concurrency import run_in_threadpool
+
+from service.api import answers, webhooks
+from service.api.auth import Caller, Keys
+from service.api.requests import VideoRequest, stable_seed
+from service.cost import CostModel
+from service.errors import InvalidRequest, ServiceError, StorageError, Unavailable
+from service.logs import prompt_fields
+from service.metrics import measured_metrics, store_metrics
+from service.settings import Settings
+from service.storage import Storage
+from service.store import Job, JobStore, NewJob, Priority
+
+logger = logging.getLogger(__name__)
+SWEEP_SECONDS = 2.0
+
+
+class Gateway:
+    """One per process; `start` and `stop` belong to the event loop that serves the requests."""
+
+    def __init__(self, settings: Settings):
+        self.settings, self.card = settings, settings.card
+        self.keys = Keys(settings)
+        self.costs = CostModel.load(settings.cost_file)
+        self.files = Storage(settings.storage, settings.storage_endpoint_url)
+        self._store: JobStore | None = None
+        self._factor = 1.0
+        self._tasks: list[asyncio.Task] = []
+        self._ended = threading.Event()
+        self._changed = asyncio.Event()
+
+    @property
+    def store(self) -> JobStore:
+        if self._store is None:
+            raise Unavailable("the job database cannot be reached yet")
+        return self._store
+
+    async def start(self) -> None:
+        """Open the database (later, if it is away now) and begin the housekeeping."""
+        self._ended.clear()
+        await self._open()
+        self._tasks = [asyncio.create_task(loop()) for loop in (self._sweep, self._webhooks)]
+        if self._store is None:
+            self._tasks.append(asyncio.create_task(self._keep_opening()))
+
+    async def _open(self) -> None:
+        try:
+            self._store = await run_in_threadpool(JobStore.from_settings, self.settings)
+        except Unavailable as error:
+            logger.warning("waiting for the database", extra={"reason": str(error)})
+            return
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._listen, args=(loop,), name="wan-changes", daemon=True).start()
+
+    async def _keep_opening(self) -> None:
+        while self._store is None:
+            await asyncio.sleep(1)
+            await self._open()
+
+    async def stop(self) -> None:
+        self._ended.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tick()  # streams see the end
+        if self._store is not None:
+            await run_in_threadpool(self._store.close)
+
+    @property
+    def stopping(self) -> bool:
+        return self._ended.is_set()
+
+    # --- jobs
+
+    async def submit(self, request: VideoRequest, caller: Caller, idempotency_key: str | None) -> tuple[Job, bool]:
+        """Price, admit and store a job; (job, False) when the idempotency key was used before."""
+        caller.check_priority(request.priority)
+        if request.webhook_url is not None:
+            webhooks.check_url(request.webhook_url, self.settings.webhook_allow_private)
+        values = request.resolve(self.card, self.settings.model_name)
+        if request.seed is None and idempotency_key is not None:
+            # a repetition must be recognised as the same request although its seed would be drawn anew
+            values["seed"] = stable_seed(caller.name, idempotency_key)
+        raw = self.costs.predict(values)
+        cost = raw * self._factor
+        if cost > self.settings.max_job_gpu_seconds:
+            raise _too_much(cost, self.settings.max_job_gpu_seconds)
+        new = NewJob(
+            owner=caller.name,
+            request=values,
+            cost=cost,
+            raw_cost=raw,
+            priority=Priority[request.priority],
+            idempotency_key=idempotency_key,
+            deadline=request.deadline_seconds,
+            webhook_url=request.webhook_url,
+            weight=caller.weight,
+        )
+        job, made = await run_in_threadpool(self.store.submit, new, caller.max_queued)
+        extra = {"job": job.id, "owner": caller.name, "gpu_seconds": round(cost, 2), "repeated": not made}
+        logger.info("submitted", extra=extra | prompt_fields(values["prompt"], self.settings.log_prompts))
+        return job, made
+
+    async def answer(self, job_id: str, caller: Caller) -> answers.Video:
+        job, estimate = await run_in_threadpool(self.store.get_with_estimate, job_id, caller.name)
+        return answers.video(job, estimate, self.settings.model_name)
+
+    async def answer_for(self, job: Job) -> answers.Video:
+        estimate = await run_in_threadpool(self.store.estimate, job)
+        return answers.video(job, estimate, self.settings.model_name)
+
+    # --- changes
+
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        changes = self.store.database.changes()
+        while not self._ended.is_set():
+            if changes.wait(1.0):
+                with contextlib.suppress(RuntimeError):  # the loop has just been closed
+                    loop.call_soon_threadsafe(self._tick)
+        changes.close()
+
+    def _tick(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changed(self, timeout: float) -> None:
+        """Wait until any job changed, at most `timeout` seconds."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), timeout)
+
+    # --- upkeep
+
+    async def _sweep(self) -> None:
+        """Expired leases, missed deadlines, old videos; any number of gateways may do this at once."""
+        while True:
+            try:
+                self._factor = await run_in_threadpool(self.store.cost_factor)
+                await run_in_threadpool(self._remove_expired)
+            except ServiceError as error:
+                logger.warning("upkeep postponed", extra={"reason": str(error)})
+            except Exception:
+                logger.exception("upkeep broke")
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    def _remove_expired(self) -> None:
+        gone = []
+        for job_id in self.store.sweep():
+            try:
+                self.files.delete_job(job_id)
+                gone.append(job_id)
+            except StorageError as error:
+                logger.warning("files stay for now", extra={"job": job_id, "reason": str(error)})
+        if gone:
+            self.store.forget(gone)
+
+    async def _webhooks(self) -> None:
+        sender = webhooks.Sender(self.settings)
+        while True:
+            try:
+                delivery = await run_in_threadpool(self.store.due_webhook)
+                if delivery is not None:
+                    job = await run_in_threadpool(self.store.get, delivery.job_id)
+                    body = answers.video(job, None, self.settings.model_name).model_dump()
+                    error, retry_in = await sender.send(delivery, body)
+                    await run_in_threadpool(self.store.webhook_done, delivery, error, retry_in)
+                    continue
+            except ServiceError as error:
+                logger.warning("webhook postponed", extra={"reason": str(error)})
+            except Exception:
+                logger.exception("webhook broke")
+            await self.changed(1.0)
+
+    # --- operator
+
+    async def ready(self) -> bool:
+        try:
+            await run_in_threadpool(self.store.ping)
+            return True
+        except ServiceError:
+            return False
+
+    async def metrics(self) -> str:
+        try:
+            text = store_metrics(await run_in_threadpool(self.store.stats))
+        except ServiceError as error:
+            logger.warning("no metrics of the store", extra={"reason": str(error)})
+            text = ""
+        return text + await run_in_threadpool(measured_metrics, self.settings.metrics_dir)
+
+
+def _too_much(cost: float, allowed: float) -> InvalidRequest:
+    return InvalidRequest("body", f"{cost:.0f} predicted GPU-seconds", f"at most {allowed:g}; ask for less or fewer steps")

@@ -1,0 +1,204 @@
+"""The routes of `/v1`."""
+
+import contextlib
+import re
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from service.api import answers, body, content, events, requests
+from service.api.auth import Caller
+from service.api.gateway import Gateway
+from service.errors import InvalidRequest, NotFound, ServiceError, Unavailable
+from service.storage import preview_key
+
+router = APIRouter(prefix="/v1")
+ID = Path(alias="id", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Job id")
+KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+# async, although they wait for nothing: FastAPI runs plain functions in a thread, twice per request
+async def gateway_of(request: Request) -> Gateway:
+    return request.app.state.gateway
+
+
+async def caller_of(request: Request, authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> Caller:
+    return request.app.state.gateway.keys.caller(authorization)
+
+
+TheGateway = Annotated[Gateway, Depends(gateway_of)]
+TheCaller = Annotated[Caller, Depends(caller_of)]
+JobId = Annotated[str, ID]
+IdempotencyKey = Annotated[str | None, Header(max_length=255, description="Repeating a request with it makes no second job.")]
+
+_SCHEMA = requests.VideoRequest.model_json_schema(by_alias=False)
+_BODY = {
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _SCHEMA}, "multipart/form-data": {"schema": _SCHEMA}},
+        }
+    }
+}
+
+
+def _errors(*statuses: int) -> dict:
+    return {status: {"model": answers.ErrorAnswer} for status in (401, 429, 503, *statuses)}
+
+
+async def _request(request: Request, gateway: Gateway, key: str | None) -> requests.VideoRequest:
+    if key is not None and not KEY.fullmatch(key):
+        raise InvalidRequest("Idempotency-Key", key, "1 to 255 printable ASCII characters without spaces")
+    return requests.parse(await body.read(request, gateway.settings.max_body_bytes))
+
+
+@router.post("/videos", response_model=answers.Video, responses=_errors(400, 403, 409, 413, 415, 422), **_BODY)
+async def create_video(
+    request: Request, response: Response, gateway: TheGateway, caller: TheCaller, idempotency_key: IdempotencyKey = None
+):
+    """Submit a video; answers at once with the job."""
+    wanted = await _request(request, gateway, idempotency_key)
+    job, made = await gateway.submit(wanted, caller, idempotency_key)
+    response.headers["Location"] = f"/v1/videos/{job.id}"
+    if not made:
+        response.headers["Idempotent-Replayed"] = "true"
+    return await gateway.answer_for(job)
+
+
+@router.post(
+    "/videos/sync",
+    response_class=Response,
+    responses=_errors(400, 403, 409, 413, 415, 422, 500) | {200: {"content": {"video/mp4": {}}, "description": "The MP4"}},
+    **_BODY,
+)
+async def create_video_sync(request: Request, gateway: TheGateway, caller: TheCaller, idempotency_key: IdempotencyKey = None):
+    """Submit a video and wait for the MP4. Leaving the call cancels the job."""
+    wanted = await _request(request, gateway, idempotency_key)
+    job, made = await gateway.submit(wanted, caller, idempotency_key)
+    done = None
+    try:
+        done = await events.until_done(gateway, request, job.id, caller, gateway.settings.sync_timeout_seconds)
+    finally:
+        if done is None and made and not gateway.stopping:
+            await run_in_threadpool(_cancel_quietly, gateway, job.id)
+    if done is None:
+        raise Unavailable("the video was not finished in time; the job was cancelled", 60)
+    if done.status != "completed":
+        raise _failed(done)
+    stored = await run_in_threadpool(gateway.store.get, job.id, caller.name)
+    headers = {
+        "X-Request-Id": job.id,
+        "X-Model": done.model,
+        "X-Seed": str(done.seed),
+        "X-Inference-Time-S": f"{done.inference_time_s or 0:.3f}",
+        "X-Stage-Durations": ",".join(f"{name}={value:g}" for name, value in (done.stage_durations or {}).items()),
+    }
+    answer = content.file_response(request, gateway.files, stored.video_key, stored.video_bytes, "video/mp4", done.file_name)
+    answer.headers.update(headers)
+    return answer
+
+
+def _cancel_quietly(gateway: Gateway, job_id: str) -> None:
+    with contextlib.suppress(ServiceError):  # over already, or the database is away
+        gateway.store.cancel(job_id)
+
+
+def _failed(video: answers.Video) -> ServiceError:
+    message = video.error.message if video.error else "the job was cancelled"
+    error = InvalidRequest("body", "…", message) if video.error and video.error.code == "invalid_value" else None
+    if error is None:
+        error = ServiceError(message)
+        error.code = video.error.code if video.error else "cancelled"
+        error.status = 500 if video.error else 409
+    return error
+
+
+@router.get("/videos", response_model=answers.VideoList, responses=_errors(400))
+async def list_videos(
+    gateway: TheGateway,
+    caller: TheCaller,
+    after: Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Last id of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+):
+    """The caller's videos, newest first."""
+    page, more = await run_in_threadpool(gateway.store.page, caller.name, after, limit, order == "desc")
+    data = [await gateway.answer_for(job) if not job.done else answers.video(job, None, gateway.settings.model_name)
+            for job in page]  # fmt: skip
+    first, last = (data[0].id, data[-1].id) if data else (None, None)
+    return answers.VideoList(data=data, first_id=first, last_id=last, has_more=more)
+
+
+@router.get("/videos/{id}", response_model=answers.Video, responses=_errors(400, 404))
+async def retrieve_video(gateway: TheGateway, caller: TheCaller, job_id: JobId):
+    """State, progress, queue position and ETA of a job."""
+    video = await gateway.answer(job_id, caller)
+    return Response(video.model_dump_json(), media_type="application/json")  # the busiest route: no second validation
+
+
+@router.get(
+    "/videos/{id}/content",
+    response_class=Response,
+    responses=_errors(400, 404, 416)
+    | {
+        200: {"content": {"video/mp4": {}, "image/webp": {}}, "description": "The file"},
+        206: {"content": {"video/mp4": {}}, "description": "A part of it"},
+    },
+)
+async def download_video(
+    request: Request,
+    gateway: TheGateway,
+    caller: TheCaller,
+    job_id: JobId,
+    variant: Literal["video", "preview"] = "video",
+    step: Annotated[int, Query(ge=0, description="Makes preview URLs distinct; not interpreted")] = 0,
+):
+    """The MP4 (Range requests are served), or the newest preview of a running job."""
+    job = await run_in_threadpool(gateway.store.get, job_id, caller.name)
+    if variant == "preview":
+        if not job.preview_key:
+            raise NotFound("there is no preview of this video", "variant")
+        key = preview_key(job_id)
+        size = await run_in_threadpool(gateway.files.size, key)
+        return content.file_response(request, gateway.files, key, size, "image/webp", f"{job_id}.webp")
+    if job.video_key is None:
+        raise NotFound(f"the video is {job.status}; only a completed one can be downloaded", "id")
+    size = await run_in_threadpool(gateway.files.size, job.video_key)
+    return content.file_response(request, gateway.files, job.video_key, size, "video/mp4", f"{job_id}.mp4")
+
+
+@router.get(
+    "/videos/{id}/events",
+    response_class=StreamingResponse,
+    responses=_errors(400, 404) | {200: {"content": {"text/event-stream": {}}, "description": "One event a change"}},
+)
+async def video_events(gateway: TheGateway, caller: TheCaller, job_id: JobId):
+    """Server-sent events: the job at every change; the event's name is its status, and the stream ends with the job."""
+    first = await gateway.answer(job_id, caller)  # 404 before the stream begins
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events.stream(gateway, job_id, caller, first), 200, headers, "text/event-stream")
+
+
+@router.post("/videos/{id}/cancel", response_model=answers.Video, responses=_errors(400, 404, 409))
+async def cancel_video(gateway: TheGateway, caller: TheCaller, job_id: JobId):
+    """Cancel a queued job at once and a running one within a denoise step."""
+    job = await run_in_threadpool(gateway.store.cancel, job_id, caller.name)
+    return await gateway.answer_for(job)
+
+
+@router.delete("/videos/{id}", response_model=answers.VideoDeleted, responses=_errors(400, 404))
+async def delete_video(gateway: TheGateway, caller: TheCaller, job_id: JobId):
+    """Delete a video and its files; a job that is not over is cancelled first."""
+    await run_in_threadpool(gateway.store.delete, job_id, caller.name)
+    return answers.VideoDeleted(id=job_id)
+
+
+@router.get("/models", response_model=answers.ModelList, responses=_errors())
+async def list_models(gateway: TheGateway, caller: TheCaller):
+    """The served model, its defaults and the limits of every parameter."""
+    model = answers.Model(
+        id=gateway.settings.model_name, created=0, defaults=gateway.card.model_dump(), limits=requests.limits()
+    )
+    return answers.ModelList(data=[model])

@@ -1,0 +1,127 @@
+"""Webhooks: signed as the Standard Webhooks specification says, retried, and never sent to private addresses unless allowed.
+
+The address is resolved once and the connection goes to exactly that address, so that a name cannot change between the check
+and the call. Redirects are not followed.
+"""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import ipaddress
+import json
+import logging
+import socket
+import time
+
+import httpx
+
+from service.errors import InvalidRequest
+from service.settings import Settings
+from service.store.outbox import Delivery
+
+logger = logging.getLogger(__name__)
+TIMEOUT_SECONDS = 10.0
+
+
+class RefusedAddress(Exception):
+    """The webhook's host is not on the public internet."""
+
+
+def check_url(url: str, allow_private: bool) -> None:
+    """Refuse at submission what could never be called."""
+    allowed = "http(s)://HOST/PATH on the public internet, without user name"
+    try:
+        parsed = httpx.URL(url)
+        port_ok = parsed.port is None or 0 < parsed.port < 65536
+    except (httpx.InvalidURL, ValueError):
+        raise InvalidRequest("webhook_url", url, allowed) from None
+    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or not port_ok:
+        raise InvalidRequest("webhook_url", url, allowed)
+    if allow_private:
+        return
+    host = parsed.host.rstrip(".").lower()
+    if host == "localhost" or host.endswith((".localhost", ".local", ".internal")) or ("." not in host and ":" not in host):
+        raise InvalidRequest("webhook_url", url, allowed)
+    try:
+        literal = ipaddress.ip_address(host)
+    except ValueError:
+        return  # a name; its addresses are checked when it is called
+    if not public(literal):
+        raise InvalidRequest("webhook_url", url, allowed)
+
+
+def public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether an address is on the public internet; IPv4 inside IPv6 counts as IPv4."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+        if inner is not None:
+            return public(inner)
+        if address in ipaddress.ip_network("64:ff9b::/96"):
+            return public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return address.is_global and not address.is_multicast
+
+
+async def resolve(host: str, port: int, allow_private: bool) -> str:
+    """One address of the host; RefusedAddress if any of them is private."""
+    loop = asyncio.get_running_loop()
+    found = await asyncio.wait_for(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM), TIMEOUT_SECONDS)
+    addresses = [ipaddress.ip_address(entry[4][0].partition("%")[0]) for entry in found]
+    if not allow_private and not all(public(address) for address in addresses):
+        raise RefusedAddress(f"{host} has an address that is not public")
+    return str(addresses[0])
+
+
+def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
+    """`v1,` and the base64 of HMAC-SHA256 over `id.timestamp.body`; a secret `whsec_…` is base64."""
+    key = base64.b64decode(secret.removeprefix("whsec_")) if secret.startswith("whsec_") else secret.encode()
+    content = f"{message_id}.{timestamp}.".encode() + body
+    return "v1," + base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
+
+
+class Sender:
+    """Delivers one webhook at a time, with at most `TIMEOUT_SECONDS` for each."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    async def send(self, delivery: Delivery, video: dict) -> tuple[str | None, float | None]:
+        """Try once; returns (None, None) when delivered, else (reason, seconds until the next try or None)."""
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await self._post(delivery, video)
+            logger.info("webhook delivered", extra={"job": delivery.job_id, "attempt": delivery.attempts})
+            return None, None
+        except RefusedAddress as error:
+            reason, again = str(error), False
+        except Exception as error:  # whatever the other side does must not stop the queue
+            reason, again = f"{type(error).__name__}: {str(error)[:200]}", True
+        logger.warning("webhook failed", extra={"job": delivery.job_id, "attempt": delivery.attempts, "reason": reason})
+        if not again or delivery.attempts >= self.settings.webhook_attempts:
+            return reason, None
+        return reason, min(5.0 * 3 ** (delivery.attempts - 1), 3600.0)
+
+    async def _post(self, delivery: Delivery, video: dict) -> None:
+        event = json.loads(delivery.body)
+        event["data"] = video
+        body = json.dumps(event, ensure_ascii=False).encode()
+        url, stamp = httpx.URL(delivery.url), int(time.time())
+        port = url.port or {"http": 80, "https": 443}[url.scheme]
+        address = await resolve(url.host, port, self.settings.webhook_allow_private)
+        headers = {
+            "Host": url.netloc.decode(),
+            "Content-Type": "application/json",
+            "User-Agent": "wan-webhook/1",
+            "webhook-id": f"msg_{delivery.job_id}",
+            "webhook-timestamp": str(stamp),
+        }
+        if self.settings.webhook_secret:
+            headers["webhook-signature"] = signature(self.settings.webhook_secret, headers["webhook-id"], stamp, body)
+        async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=TIMEOUT_SECONDS) as client:
+            request = client.build_request(
+                "POST", url.copy_with(host=address), headers=headers, content=body, extensions={"sni_hostname": url.host}
+            )
+            response = await client.send(request, stream=True)  # its body is of no interest
+            await response.aclose()
+        if not 200 <= response.status_code < 300:
+            raise httpx.HTTPStatusError(f"status {response.status_code}", request=request, response=response)

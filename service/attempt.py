@@ -1,0 +1,359 @@
+"""One attempt of one job: from a lease to a stored video, or to a clear reason why not."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from service import runs, storage, video
+from service.errors import (
+    GenerationCancelled,
+    GenerationFailed,
+    GenerationRejected,
+    LeaseLost,
+    NotFound,
+    ServiceError,
+    StorageError,
+    Unavailable,
+)
+from service.metrics import worker_metrics
+from service.settings import Settings
+from service.store import JobStore, Lease, Progress
+from service.store.jobs import TERMINAL
+from service.triton import Generator
+
+logger = logging.getLogger(__name__)
+POLL_SECONDS = 0.05  # how often the run directory is looked at
+REPORT_SECONDS = 0.3  # least time between two progress reports to the database
+
+
+class Stop(Enum):
+    """Why an attempt shall stop before its end."""
+
+    cancel = "cancel"  # the caller asked
+    drain = "drain"  # the worker shuts down
+    lost = "lost"  # another worker owns the job
+
+
+@dataclass
+class Tools:
+    """What every attempt of a worker shares."""
+
+    store: JobStore
+    files: storage.Storage
+    triton: Generator
+    settings: Settings
+
+
+class Attempt:
+    """Runs a leased job. `denoising` is True as long as it occupies a denoise slot."""
+
+    def __init__(self, tools: Tools, lease: Lease):
+        self.tools, self.lease, self.job = tools, lease, lease.job
+        self.run_dir = runs.Run(tools.settings.runs, lease.request_id)
+        self.denoising = True
+        self.stop: Stop | None = None
+        self._phase: str | None = None
+        self._last_step = 0
+        self._last_progress: dict = {}
+        self._upload: asyncio.Task | None = None
+        self._stored: dict = {}  # columns about uploads, for the next heartbeat
+        self._uploaded_step = lease.job.checkpoint_step or 0
+        self._reported: Progress | None = None
+        self._previewed = 0.0
+        self._moved = time.monotonic()
+
+    async def run(self) -> str:
+        """Do the job and return its new status."""
+        follower = asyncio.create_task(self._follow())
+        work = asyncio.create_task(self._work())
+        try:
+            await asyncio.wait({follower, work}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                status = await work
+            else:
+                self.run_dir.cancel()
+                work.cancel()
+                await asyncio.wait({work})
+                status = await self._given_up(await follower)
+            if status in TERMINAL:  # otherwise the directory keeps the checkpoint for the next attempt
+                await asyncio.to_thread(self.run_dir.remove)
+            return status
+        finally:
+            self.denoising = False
+            for task in (follower, work, self._upload):
+                if task is not None and not task.done():
+                    task.cancel()
+                    await asyncio.wait({task})
+
+    def ask(self, stop: Stop) -> None:
+        """Stop the denoise loop before its next step."""
+        if self.stop is None:
+            self.stop = stop
+            self.run_dir.cancel()
+
+    # --- the work itself
+
+    async def _work(self) -> str:
+        try:
+            await self._prepare()
+            frames, info = await self._generate()
+            self.denoising = False
+            return await self._deliver(frames, info)
+        except LeaseLost:
+            return self._lost()
+        except GenerationCancelled as error:
+            return await self._stopped(error)
+        except GenerationRejected as error:
+            return await self._end(self.tools.store.fail, self.lease, "invalid_value", str(error), False)
+        except (GenerationFailed, StorageError) as error:
+            return await self._broken(error)
+        except Exception as error:
+            logger.exception("the attempt broke")
+            return await self._broken(GenerationFailed(f"{type(error).__name__}: {error}"))
+
+    async def _prepare(self) -> None:
+        """Make the run directory and put the newest checkpoint into it."""
+        root, job = self.tools.settings.runs, self.job
+        await asyncio.to_thread(self.run_dir.create)
+        local = await asyncio.to_thread(runs.best_local_checkpoint, root, job.id)
+        stored_step = job.checkpoint_step if job.checkpoint_key else None
+        if local is not None and local[1] >= (stored_step or 0):
+            with contextlib.suppress(FileNotFoundError):
+                await asyncio.to_thread(_copy, local[0], self.run_dir.checkpoint)
+        if stored_step is not None and not self.run_dir.checkpoint.exists():
+            try:
+                await self._stubbornly(self.tools.files.get, job.checkpoint_key, self.run_dir.checkpoint)
+            except NotFound:
+                logger.warning("the checkpoint is no longer stored; starting over")
+        if self.stop is not None:
+            self.run_dir.cancel()
+
+    async def _generate(self):
+        first = self.job.attempts == 1
+        if first:
+            worker_metrics().queue_wait.observe(max(0.0, self.job.leased_at - self.job.created_at))
+        logger.info("started", extra={"attempt": self.job.attempts, "checkpoint_step": self.job.checkpoint_step})
+        preview = bool(self.job.request.get("preview"))
+        return await self.tools.triton.generate(self.lease.request_id, self.job.request, preview)
+
+    async def _deliver(self, frames, info: dict) -> str:
+        """Encode, store, publish."""
+        started = time.monotonic()
+        self._phase = "encode"
+        local = self.run_dir.path / "video.mp4"
+        fps = int(self.job.request.get("fps") or info.get("fps") or 16)
+        await asyncio.to_thread(_encode, frames, fps, local)
+        key = storage.video_key(self.job.id, self.lease.fence)
+        size = await self._stubbornly(self.tools.files.put, local, key)
+        seconds = dict(info.get("seconds") or {})
+        info["gpu_seconds"] = sum(seconds.values()) or None
+        seconds["video"] = round(time.monotonic() - started, 3)
+        digest = await asyncio.to_thread(lambda: hashlib.sha256(frames).hexdigest())
+        info = {**info, "seconds": seconds, "frames_sha256": digest}
+        if info["gpu_seconds"] is None:
+            del info["gpu_seconds"]
+        status = await self._end(self.tools.store.complete, self.lease, key, size, info)
+        if status == "completed":
+            self._measure(info, seconds)
+        await self._tidy(key if status != "completed" else None)
+        return status
+
+    def _measure(self, info: dict, seconds: dict) -> None:
+        metrics = worker_metrics()
+        metrics.job.observe(max(0.0, time.time() - self.job.created_at))
+        for stage, value in seconds.items():
+            metrics.stage.labels(stage).observe(value)
+        metrics.gpu_seconds.inc(info.get("gpu_seconds", 0))
+        resumed = info.get("resumed_from") or 0
+        computed, skipped = info.get("steps_computed", info.get("steps", 0)), info.get("steps_skipped", 0)
+        for kind, count in (("computed", computed), ("cached", skipped), ("resumed", resumed)):
+            metrics.steps.labels(kind).inc(count)
+        logger.info("completed", extra={"seconds": seconds, "resumed_from": info.get("resumed_from")})
+
+    async def _tidy(self, video: str | None) -> None:
+        """Remove what nobody needs any more; the sweep of a deleted job removes the rest."""
+        files, job = self.tools.files, self.job
+        keys = [video, job.checkpoint_key, storage.checkpoint_key(job.id, self.lease.fence), storage.preview_key(job.id)]
+        for key in dict.fromkeys(filter(None, keys)):
+            with contextlib.suppress(StorageError):
+                await asyncio.to_thread(files.delete, key)
+
+    # --- the ways an attempt can end early
+
+    async def _stopped(self, error: GenerationCancelled) -> str:
+        """The loop saw the cancel file: on request of the caller, or because the worker hands its jobs over."""
+        if self.stop is Stop.drain:
+            await self._keep_checkpoint()
+            await self._end(self.tools.store.release, self.lease)
+            logger.info("handed over", extra={"step": self._uploaded_step})
+            return "queued"
+        if self.stop is Stop.cancel:
+            await self._end(self.tools.store.cancelled, self.lease)
+            await self._tidy(None)
+            logger.info("cancelled")
+            return "cancelled"
+        return self._lost() if self.stop is Stop.lost else await self._broken(GenerationFailed(str(error)))
+
+    async def _broken(self, error: ServiceError) -> str:
+        """Keep the newest checkpoint for the next attempt, unless it may be what broke this one."""
+        if "checkpoint.safetensors" in str(error):
+            logger.warning("the checkpoint is dropped", extra={"reason": str(error)})
+            await self._end(self.tools.store.drop_checkpoint, self.lease)
+            for job_id, _, run in runs.attempts(self.tools.settings.runs):
+                if job_id == self.job.id:
+                    run.checkpoint.unlink(missing_ok=True)
+        else:
+            await self._keep_checkpoint()
+        status = await self._end(self.tools.store.fail, self.lease, error.code, str(error), True)
+        logger.warning("the attempt failed", extra={"reason": str(error), "status": status})
+        return status
+
+    async def _given_up(self, reason: str) -> str:
+        if reason == "lost":
+            return self._lost()
+        return await self._broken(GenerationFailed(reason))
+
+    def _lost(self) -> str:
+        logger.warning("the lease was lost; nothing is written")
+        return "lost"
+
+    async def _end(self, operation, *arguments):
+        """A final write to the store, tried for as long as the database is away: the result must not be lost."""
+        pause = 0.2
+        while True:
+            try:
+                return await asyncio.to_thread(operation, *arguments)
+            except Unavailable as error:
+                logger.warning("the result waits for the database", extra={"reason": str(error)})
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 5)
+
+    async def _stubbornly(self, operation, *arguments):
+        """A storage operation, tried again for `storage_retry_seconds`."""
+        deadline, pause = time.monotonic() + self.tools.settings.storage_retry_seconds, 0.5
+        while True:
+            try:
+                return await asyncio.to_thread(operation, *arguments)
+            except StorageError as error:
+                if time.monotonic() + pause > deadline:
+                    raise
+                logger.warning("storage is tried again", extra={"reason": str(error)})
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 10)
+
+    # --- progress
+
+    async def _follow(self) -> str:
+        """Carry progress, previews and checkpoints out of the run directory; returns when the attempt must be given up."""
+        last_beat = 0.0
+        while True:
+            progress = await asyncio.to_thread(self.run_dir.progress)
+            self._note(progress)
+            age = time.monotonic() - last_beat
+            news = self._report(progress) != self._reported or self._stored
+            if age >= self.tools.settings.heartbeat_seconds or (news and age >= REPORT_SECONDS):
+                last_beat = time.monotonic()
+                if not await self._beat(progress):
+                    self.stop = Stop.lost
+                    return "lost"
+            stall = self.tools.settings.stall_seconds
+            if self._phase is None and time.monotonic() - self._moved > stall:
+                return f"no progress for {stall:g} s"
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _note(self, progress: dict) -> None:
+        """Follow the step counter: durations for the metrics, the slot that becomes free."""
+        if progress != self._last_progress:
+            self._last_progress, self._moved = progress, time.monotonic()
+        step = int(progress.get("step", 0))
+        if step > self._last_step:
+            seconds = float(progress.get("step_seconds") or 0)
+            if seconds > 0 and progress.get("phase", "denoise") == "denoise":
+                for _ in range(min(step - self._last_step, 1000)):
+                    worker_metrics().step.observe(seconds)
+            self._last_step = step
+        if progress.get("phase") == "decode":
+            self.denoising = False
+
+    def _report(self, progress: dict) -> Progress:
+        phase = self._phase or progress.get("phase")
+        eta = progress.get("eta_seconds") if phase == "denoise" else None
+        return Progress(progress.get("step"), progress.get("steps"), progress.get("skipped"), phase, eta)
+
+    async def _beat(self, progress: dict) -> bool:
+        """Heartbeat with the newest progress; False when the lease is gone. A database that is away is tried again."""
+        report = self._report(progress)
+        if self._upload is None or self._upload.done():
+            self._upload = asyncio.create_task(self._upload_news())
+        stored, self._stored = self._stored, {}
+        try:
+            full = Progress(**{**vars(report), **stored})
+            cancel = await asyncio.to_thread(self.tools.store.heartbeat, self.lease, full)
+        except LeaseLost:
+            return False
+        except Unavailable as error:
+            self._stored = {**stored, **self._stored}
+            logger.warning("heartbeat not stored", extra={"reason": str(error)})
+            return True
+        self._reported = report
+        if cancel:
+            self.ask(Stop.cancel)
+        return True
+
+    async def _upload_news(self) -> None:
+        """Beside the heartbeats, which a slow store must not delay."""
+        try:
+            self._stored |= await self._upload_checkpoint() or {}
+            self._stored |= await self._upload_preview() or {}
+        except (ServiceError, OSError) as error:
+            logger.warning("checkpoint or preview not stored", extra={"reason": str(error)})
+
+    async def _keep_checkpoint(self) -> None:
+        """Store the newest checkpoint and say so, before the job goes to another worker."""
+        try:
+            columns = {**self._stored, **(await self._upload_checkpoint() or {})}
+        except ServiceError as error:
+            logger.warning("the last checkpoint is not stored", extra={"reason": str(error)})
+            columns = self._stored
+        if columns:
+            await self._end(self.tools.store.heartbeat, self.lease, Progress(**columns))
+
+    async def _upload_checkpoint(self) -> dict | None:
+        """Store a checkpoint that is newer than the stored one; returns the columns that say so."""
+        step = await asyncio.to_thread(runs.checkpoint_step, self.run_dir.checkpoint)
+        if step is None or step <= self._uploaded_step:
+            return None
+        key = storage.checkpoint_key(self.job.id, self.lease.fence)
+        await asyncio.to_thread(self.tools.files.put, self.run_dir.checkpoint, key)
+        self._uploaded_step = step
+        return {"checkpoint_key": key, "checkpoint_step": step}
+
+    async def _upload_preview(self) -> dict | None:
+        try:
+            changed = self.run_dir.preview.stat().st_mtime
+        except OSError:
+            return None
+        if changed <= self._previewed:
+            return None
+        key = storage.preview_key(self.job.id)
+        await asyncio.to_thread(self.tools.files.put, self.run_dir.preview, key)
+        self._previewed = changed
+        return {"preview_key": key}
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_suffix(".copy")
+    temporary.write_bytes(source.read_bytes())
+    temporary.rename(target)
+
+
+def _encode(frames, fps: int, target: Path) -> None:
+    try:
+        video.encode(frames, fps, target)
+    except OSError as error:
+        raise StorageError(f"cannot write the video: {error}") from error

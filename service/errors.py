@@ -1,0 +1,136 @@
+"""Errors of the service and the one table that maps them to HTTP.
+
+    ServiceError
+    ├── InvalidRequest(param, value, allowed)   400  the caller must change a field
+    ├── Unauthorized                            401  the caller must send a valid API key
+    ├── Forbidden                               403  the key may not do this
+    ├── NotFound                                404  no such video, or not the caller's
+    ├── MethodNotAllowed                        405  the path exists, the method does not
+    ├── Conflict                                409  the video is not in a state that allows this
+    ├── BodyTooLarge                            413  the caller must send less
+    ├── UnsupportedMedia                        415  the caller must send JSON or a multipart form
+    ├── RangeNotSatisfiable                     416  the caller must ask for bytes that exist
+    ├── IdempotencyMismatch                     422  the key was used for another request
+    ├── DeadlineUnreachable                     422  the caller must allow more time
+    ├── QueueFull                               429  come back after `retry_after` seconds
+    ├── RateLimited                             429  this key sends too much
+    ├── Unavailable                             503  database or storage cannot be reached at the moment
+    └── not meant for HTTP
+        ├── SettingsError                       the operator must fix a setting
+        ├── LeaseLost                           the worker must drop the job: another one owns it
+        ├── GenerationRejected                  Triton says that the request itself is wrong; no retry
+        ├── GenerationCancelled                 the denoise loop saw the cancel file
+        ├── GenerationFailed                    Triton or a stage broke; another attempt may succeed
+        └── StorageError                        the video store refused or did not answer
+"""
+
+
+class ServiceError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+    status = 500
+    code = "internal_error"
+    type = "server_error"
+
+    def __init__(self, message: str, param: str | None = None, retry_after: int | None = None):
+        super().__init__(message)
+        self.message, self.param, self.retry_after = message, param, retry_after
+
+    def envelope(self) -> dict:
+        """The body of an error answer."""
+        return {"error": {"code": self.code, "message": self.message, "param": self.param, "type": self.type}}
+
+
+def shown(value) -> str:
+    """The value as an error message shows it, at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
+
+
+class InvalidRequest(ServiceError):
+    """A field is missing or outside its bounds; the message names field, value and what is allowed."""
+
+    status, code, type = 400, "invalid_value", "invalid_request_error"
+
+    def __init__(self, param: str, value, allowed: str):
+        super().__init__(f"{param} is {shown(value)}; allowed: {allowed}", param)
+        self.value, self.allowed = value, allowed
+
+
+class Unauthorized(ServiceError):
+    status, code, type = 401, "invalid_api_key", "authentication_error"
+
+
+class Forbidden(ServiceError):
+    status, code, type = 403, "forbidden", "permission_error"
+
+
+class NotFound(ServiceError):
+    status, code, type = 404, "not_found", "invalid_request_error"
+
+
+class MethodNotAllowed(ServiceError):
+    status, code, type = 405, "method_not_allowed", "invalid_request_error"
+
+
+class Conflict(ServiceError):
+    status, code, type = 409, "conflict", "invalid_request_error"
+
+
+class BodyTooLarge(ServiceError):
+    status, code, type = 413, "body_too_large", "invalid_request_error"
+
+
+class UnsupportedMedia(ServiceError):
+    status, code, type = 415, "unsupported_media_type", "invalid_request_error"
+
+
+class RangeNotSatisfiable(ServiceError):
+    status, code, type = 416, "range_not_satisfiable", "invalid_request_error"
+
+
+class IdempotencyMismatch(ServiceError):
+    status, code, type = 422, "idempotency_key_reused", "invalid_request_error"
+
+
+class DeadlineUnreachable(ServiceError):
+    status, code, type = 422, "deadline_unreachable", "invalid_request_error"
+
+
+class QueueFull(ServiceError):
+    status, code, type = 429, "queue_full", "rate_limit_error"
+
+
+class RateLimited(ServiceError):
+    status, code, type = 429, "rate_limited", "rate_limit_error"
+
+
+class Unavailable(ServiceError):
+    status, code, type = 503, "unavailable", "server_error"
+
+    def __init__(self, message: str, retry_after: int = 5):
+        super().__init__(message, retry_after=retry_after)
+
+
+class SettingsError(ServiceError):
+    code = "bad_settings"
+
+
+class LeaseLost(ServiceError):
+    code = "lease_lost"
+
+
+class GenerationRejected(ServiceError):
+    code, type = "invalid_value", "invalid_request_error"
+
+
+class GenerationCancelled(ServiceError):
+    code = "cancelled"
+
+
+class GenerationFailed(ServiceError):
+    code = "generation_failed"
+
+
+class StorageError(ServiceError):
+    code = "storage_unavailable"

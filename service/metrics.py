@@ -1,0 +1,74 @@
+"""Prometheus metrics: what workers measure, and what the gateway reads out of the job store.
+
+Workers observe times (histograms and counters of this module). Gateways show the store's numbers; every gateway shows the
+same ones, so take `max` over gateways, not `sum`. On one machine the gateway's /metrics contains the workers' too: they share
+`WAN_METRICS_DIR`, prometheus_client's multiprocess directory.
+"""
+
+import functools
+import os
+from pathlib import Path
+
+from service.store import Priority
+
+# up to an hour: a 14B video takes minutes
+BUCKETS = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 240, 480, 900, 1800, 3600)
+STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
+
+
+class WorkerMetrics:
+    """Made on first use: prometheus_client decides at that moment where values live."""
+
+    def __init__(self):
+        from prometheus_client import Counter, Histogram
+
+        self.queue_wait = Histogram("wan_queue_wait_seconds", "From submission to the first lease", buckets=BUCKETS)
+        self.job = Histogram("wan_job_seconds", "From submission to the video", buckets=BUCKETS)
+        self.stage = Histogram("wan_stage_seconds", "Time in a stage", ["stage"], buckets=BUCKETS)
+        self.step = Histogram("wan_denoise_step_seconds", "One denoise step", buckets=STEP_BUCKETS)
+        self.steps = Counter("wan_denoise_steps", "Denoise steps by how they were obtained", ["kind"])
+        self.gpu_seconds = Counter("wan_gpu_seconds", "Seconds that Triton's stages worked on jobs")
+
+
+@functools.cache
+def worker_metrics() -> WorkerMetrics:
+    return WorkerMetrics()
+
+
+def store_metrics(stats: dict) -> str:
+    """The job store's numbers in the text format; `stats` of `JobStore.stats`."""
+    lines = []
+
+    def family(name: str, kind: str, text: str, values: dict[str, float]) -> None:
+        lines.append(f"# HELP {name} {text}\n# TYPE {name} {kind}")
+        lines.extend(f"{name}{labels} {value:g}" if isinstance(value, float) else f"{name}{labels} {value}"
+                     for labels, value in values.items())  # fmt: skip
+
+    finished = {status: stats["finished"].get(status, 0) for status in ("completed", "failed", "cancelled")}
+    family("wan_jobs_total", "counter", "Jobs that ended", _labelled("status", finished))
+    queued = {priority.name: stats["queued"][priority] for priority in Priority}
+    family("wan_queue_jobs", "gauge", "Jobs that wait", _labelled("priority", queued))
+    backlog = {"queued": stats["backlog_queued"], "running": stats["backlog_running"]}
+    family("wan_backlog_gpu_seconds", "gauge", "Predicted work that is left", _labelled("state", backlog))
+    workers = {state: stats["workers"].get(state, 0) for state in ("idle", "busy", "draining", "waiting")}
+    family("wan_workers", "gauge", "Workers that report", _labelled("state", workers))
+    return "\n".join(lines) + "\n"
+
+
+def _labelled(name: str, values: dict[str, float]) -> dict[str, float]:
+    return {f'{{{name}="{label}"}}': value for label, value in values.items()}
+
+
+def measured_metrics(shared: Path | None) -> str:
+    """What this program's processes and the workers that share their folder measured."""
+    from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    own = os.environ.get("PROMETHEUS_MULTIPROC_DIR")  # BentoML's choice, for all of its worker processes
+    folders = {str(folder) for folder in (own, shared) if folder is not None and Path(folder).is_dir()}
+    text = "" if own else generate_latest(REGISTRY).decode()
+    for folder in sorted(folders):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=folder)
+        text += generate_latest(registry).decode()
+    return text

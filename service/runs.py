@@ -1,0 +1,80 @@
+"""Run directories from the worker's side: progress and checkpoints out of the denoise stage, cancel into it.
+
+Each attempt has its own directory, `$WAN_RUN_DIR/<job id>-<fence>/`. An attempt that lost its worker shares no file with the one
+that follows it; whoever finds its directory asks it to stop, keeps its checkpoint if that is the newest, and removes it.
+"""
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+ATTEMPT = re.compile(r"(video_[0-9a-f]{32})-(\d+)")
+
+
+class Run:
+    """The directory of one attempt."""
+
+    def __init__(self, root: Path, request_id: str):
+        self.path = root / request_id
+        self.checkpoint = self.path / "checkpoint.safetensors"
+        self.preview = self.path / "preview.webp"
+
+    def create(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def progress(self) -> dict:
+        """What the stages reported last; empty before they did."""
+        try:
+            return json.loads((self.path / "progress.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def cancel(self) -> None:
+        """Stop the loop before its next step."""
+        if self.path.is_dir():
+            (self.path / "cancel").touch()
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def checkpoint_step(path: Path) -> int | None:
+    """The step a checkpoint was made at, from the header of the safetensors file; None when there is none to read."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length < 1 << 20:
+                return None
+            return int(json.loads(file.read(length))["__metadata__"]["step"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def attempts(root: Path) -> list[tuple[str, int, Run]]:
+    """All attempts that left a directory: (job id, fence, run)."""
+    found = []
+    for path in root.iterdir() if root.is_dir() else ():
+        if match := ATTEMPT.fullmatch(path.name):
+            found.append((match[1], int(match[2]), Run(root, path.name)))
+    return found
+
+
+def best_local_checkpoint(root: Path, job_id: str) -> tuple[Path, int] | None:
+    """The newest checkpoint that any earlier attempt of the job left on this machine."""
+    steps = [(checkpoint_step(run.checkpoint), run.checkpoint) for job, _, run in attempts(root) if job == job_id]
+    known = [(step, path) for step, path in steps if step is not None]
+    if not known:
+        return None
+    step, path = max(known)
+    return path, step
+
+
+def quiet_for(run: Run) -> float:
+    """Seconds since anything in the directory changed."""
+    try:
+        newest = max((entry.stat().st_mtime for entry in run.path.iterdir()), default=run.path.stat().st_mtime)
+    except OSError:
+        return 0.0
+    return time.time() - newest

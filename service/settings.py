@@ -1,0 +1,124 @@
+"""Every setting of the gateway and the worker: environment variables with the prefix `WAN_`, read once and typed."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import SettingsError, shown
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class ModelCard(BaseModel):
+    """What a request gets where it says nothing: the `wan.json` of the checkpoint that Triton serves."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    width: int = 832
+    height: int = 480
+    num_frames: int = 81
+    steps: int = 50
+    guidance_scale: float = 5.0
+    flow_shift: float = 5.0
+    sampler: str = "unipc"
+    cache_threshold: float = 0.0
+    negative_prompt: str | None = None
+    fps: int = 16
+
+
+class Settings(BaseSettings):
+    """Settings of the service; each field is the environment variable `WAN_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_", extra="ignore")
+
+    # where things are
+    state_dir: Path = Path("var")
+    database_url: str = ""  # default: sqlite in state_dir
+    storage_url: str = ""  # default: a directory in state_dir; s3://bucket/prefix in a cluster
+    storage_endpoint_url: str = ""  # S3-compatible servers other than AWS
+    run_dir: Path | None = None  # shared with Triton's denoise stage
+    triton_url: str = "127.0.0.1:8001"
+    metrics_dir: Path | None = None  # worker and gateway of one machine: the gateway's /metrics shows the worker's too
+
+    # the model
+    model_name: str = Field("wan", pattern=r"^[A-Za-z0-9._/-]{1,64}$")
+    model_card: Path = Path("models/tiny/wan.json")
+    cost_file: Path | None = None  # coefficients of the cost formula, see service/cost.py
+
+    # admission
+    max_queued: int = Field(1000, ge=1)
+    max_queued_per_key: int = Field(1000, ge=1)
+    max_job_gpu_seconds: Seconds = 14400
+    ageing: float = Field(2.0, ge=0)  # a job counts as submitted this many seconds later per predicted GPU-second
+    priority_ageing_seconds: Seconds = 1800  # after this wait a job is treated one priority higher
+    max_body_bytes: int = Field(1_000_000, ge=1024)
+    sync_timeout_seconds: Seconds = 14400
+
+    # jobs
+    max_attempts: int = Field(3, ge=1, le=20)
+    lease_seconds: Seconds = 20
+    heartbeat_seconds: Seconds = 3
+    retention_seconds: Seconds = 7 * 86400
+    storage_retry_seconds: Seconds = 60
+    stall_seconds: Seconds = 900  # an attempt without any progress for this long is given up
+    drain_seconds: float = Field(60, ge=0)  # how long a stopping worker lets its jobs run on before it hands them over
+
+    # worker
+    worker_id: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,64}$")  # default: host-pid
+    slots: int = Field(0, ge=0, le=64)  # 0: as many as Triton has denoise instances
+    worker_metrics_port: int = Field(0, ge=0, le=65535)  # 0: off
+
+    # safety
+    api_keys: str = ""  # "name:sha256,name:sha256"
+    api_keys_file: Path | None = None  # JSON list, see service/apikeys.py
+    requests_per_minute: int = Field(0, ge=0)  # per key; 0: no limit
+    webhook_secret: str = ""
+    webhook_allow_private: bool = False
+    webhook_attempts: int = Field(8, ge=1, le=20)
+    log_prompts: bool = False
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_engine(cls, value: str) -> str:
+        if value and not value.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
+            raise ValueError("sqlite:///PATH or postgresql://USER@HOST/NAME")
+        return value
+
+    @cached_property
+    def card(self) -> ModelCard:
+        """Defaults of the served checkpoint."""
+        try:
+            content = json.loads(self.model_card.read_text())
+            return ModelCard.model_validate(content.get("defaults", content))
+        except (OSError, ValueError, AttributeError) as error:
+            raise SettingsError(
+                f"WAN_MODEL_CARD is {str(self.model_card)!r}: {error}; allowed: the path of a wan.json"
+            ) from None
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.state_dir.absolute()}/jobs.db"
+
+    @property
+    def storage(self) -> str:
+        return self.storage_url or str(self.state_dir.absolute() / "videos")
+
+    @property
+    def runs(self) -> Path:
+        return self.run_dir or self.state_dir.absolute() / "run"
+
+
+def load_settings(**overrides) -> Settings:
+    """Read the environment; SettingsError names the variable, its value and what is allowed."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = "WAN_" + str(first["loc"][0]).upper()
+        allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        raise SettingsError(f"{key} is {shown(first.get('input'))}; allowed: {allowed}") from None

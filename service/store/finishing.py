@@ -1,0 +1,39 @@
+"""What every end of a job has in common. All run inside the caller's transaction, on a locked job."""
+
+import json
+
+from sqlalchemy import Connection, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from service.store import shares
+from service.store.jobs import Job
+from service.store.schema import counters, jobs, outbox
+
+
+def finish(conn: Connection, now: float, job: Job, status: str, retention: float, **values) -> None:
+    """Set a terminal status, count it, and queue the webhook."""
+    values = {
+        "status": status,
+        "completed_at": now,
+        "updated_at": now,
+        "expires_at": now if job.deleted else now + retention,
+        "lease_until": None,
+        "eta_seconds": None,
+        "phase": None,
+        **values,
+    }
+    conn.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
+    changes = {"value": counters.c.value + 1}
+    shares.upsert(conn, counters, {"name": f"jobs_{status}", "value": 1}, ["name"], changes)
+    if job.webhook_url and not job.deleted:
+        body = json.dumps({"type": f"video.{status}", "created_at": int(now), "data": {"id": job.id}})
+        dialect = postgresql if conn.dialect.name == "postgresql" else sqlite
+        row = {"job_id": job.id, "url": job.webhook_url, "body": body, "attempts": 0, "next_at": now}
+        conn.execute(dialect.insert(outbox).values(**row).on_conflict_do_nothing())
+
+
+def settle(conn: Connection, now: float, job: Job, used: float | None = None) -> None:
+    """Correct the owner's charge from the predicted GPU-seconds, taken at lease time, to those really used."""
+    if used is None:
+        used = min(now - (job.leased_at or now), job.cost)
+    shares.charge(conn, job.owner, used - job.cost)

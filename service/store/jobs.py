@@ -1,0 +1,141 @@
+"""The plain records that the job store takes and gives."""
+
+import json
+import secrets
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED = "queued", "in_progress", "completed", "failed", "cancelled"
+TERMINAL = (COMPLETED, FAILED, CANCELLED)
+
+
+class Priority(IntEnum):
+    """Order of the classes; a lower number goes first."""
+
+    high = 0
+    normal = 1
+    low = 2
+
+
+def new_job_id() -> str:
+    """A job id that nobody can guess: 38 characters of [a-z0-9_]."""
+    return f"video_{secrets.token_hex(16)}"
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What a submission brings. `cost` and `raw_cost` are predicted GPU-seconds, calibrated and not; `deadline` is a
+    number of seconds from now; `weight` is the owner's share."""
+
+    owner: str
+    request: dict
+    cost: float
+    raw_cost: float = 0.0
+    priority: int = Priority.normal
+    idempotency_key: str | None = None
+    deadline: float | None = None
+    webhook_url: str | None = None
+    weight: float = 1.0
+    id: str = field(default_factory=new_job_id)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a heartbeat reports of a running job; None leaves a column as it is."""
+
+    step: int | None = None
+    steps: int | None = None
+    skipped: int | None = None
+    phase: str | None = None
+    eta_seconds: float | None = None
+    preview_key: str | None = None
+    checkpoint_key: str | None = None
+    checkpoint_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the table `jobs`; times in seconds since the epoch."""
+
+    id: str
+    owner: str
+    status: str
+    priority: int
+    level: int
+    turn: float
+    cost: float
+    raw_cost: float
+    request: dict
+    request_hash: str
+    idempotency_key: str | None
+    deadline: float | None
+    created_at: float
+    started_at: float | None
+    leased_at: float | None
+    completed_at: float | None
+    expires_at: float | None
+    not_before: float
+    attempts: int
+    fence: int
+    worker: str | None
+    lease_until: float | None
+    cancel_requested: bool
+    deleted: bool
+    step: int
+    steps: int
+    skipped: int
+    phase: str | None
+    eta_seconds: float | None
+    preview_key: str | None
+    checkpoint_key: str | None
+    checkpoint_step: int | None
+    video_key: str | None
+    video_bytes: int | None
+    info: dict | None
+    error_code: str | None
+    error_message: str | None
+    webhook_url: str | None
+    updated_at: float
+
+    @classmethod
+    def from_row(cls, row) -> "Job":
+        values = dict(row._mapping)
+        values["request"] = json.loads(values["request"])
+        values["info"] = json.loads(values["info"]) if values["info"] else None
+        values["cancel_requested"] = bool(values["cancel_requested"])
+        values["deleted"] = bool(values["deleted"])
+        return cls(**values)
+
+    @property
+    def done(self) -> bool:
+        return self.status in TERMINAL
+
+    @property
+    def remaining(self) -> float:
+        """Predicted GPU-seconds that are left."""
+        if self.done:
+            return 0.0
+        share = self.step / self.steps if self.steps else 0.0
+        return self.cost * (1 - 0.95 * share)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A worker's right to run a job; `fence` grows with every lease, and only the newest may write."""
+
+    job: Job
+    fence: int
+
+    @property
+    def request_id(self) -> str:
+        """Names the attempt for Triton and in the run directory, so that a stale attempt shares no file with this one."""
+        return f"{self.job.id}-{self.fence}"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Where a job stands: `position` 1 is next, seconds until start and until the video is there."""
+
+    position: int
+    start_seconds: float
+    finish_seconds: float

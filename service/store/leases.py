@@ -1,0 +1,144 @@
+"""The working side of the queue: lease, heartbeat, end. Every function runs inside the caller's transaction.
+
+A lease is named by (job id, fence). Each lease raises the fence, and every write of a worker requires that its fence is
+still the job's: a worker that was presumed dead can come back and write nothing.
+"""
+
+import json
+import math
+
+from sqlalchemy import Connection, select, update
+
+from service.errors import LeaseLost
+from service.store import shares
+from service.store.finishing import finish, settle
+from service.store.jobs import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, Job, Lease, Priority, Progress
+from service.store.schema import IS_QUEUED, calibration, jobs, owners
+
+
+def lease(conn: Connection, now: float, worker: str, seconds: float, retention: float) -> Lease | None:
+    """The next job in order, now owned by `worker`; None when nothing may start."""
+    for level in Priority:
+        for owner in shares.next_owners(conn, level):
+            while (job := _head(conn, now, level, owner)) is not None:
+                shares.dequeued(conn, owner, level, job.cost)
+                if job.deadline is None or job.deadline > now:
+                    return _take(conn, now, job, worker, seconds)
+                finish(conn, now, job, FAILED, retention, **_DEADLINE)
+    return None
+
+
+_DEADLINE = {"error_code": "deadline_exceeded", "error_message": "the deadline passed while the job was waiting"}
+
+
+def _head(conn: Connection, now: float, level: int, owner: str) -> Job | None:
+    query = (
+        select(jobs)
+        .where(IS_QUEUED, jobs.c.level == int(level), jobs.c.owner == owner, jobs.c.not_before <= now)
+        .order_by(jobs.c.turn, jobs.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    row = conn.execute(query).first()
+    return Job.from_row(row) if row else None
+
+
+def _take(conn: Connection, now: float, job: Job, worker: str, seconds: float) -> Lease:
+    values = {
+        "status": RUNNING,
+        "worker": worker,
+        "lease_until": now + seconds,
+        "leased_at": now,
+        "started_at": job.started_at or now,
+        "attempts": job.attempts + 1,
+        "fence": job.fence + 1,
+        "phase": "starting",
+        "updated_at": now,
+    }
+    row = conn.execute(update(jobs).where(jobs.c.id == job.id).values(**values).returning(jobs)).one()
+    shares.charge(conn, job.owner, job.cost)
+    return Lease(Job.from_row(row), row.fence)
+
+
+def held(conn: Connection, job_id: str, fence: int) -> Job:
+    """The leased job, locked; LeaseLost when it is no longer this worker's."""
+    row = conn.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).first()
+    if row is None or row.fence != fence or row.status != RUNNING:
+        raise LeaseLost(f"job {job_id} is no longer leased under fence {fence}")
+    return Job.from_row(row)
+
+
+def heartbeat(conn: Connection, now: float, job_id: str, fence: int, seconds: float, progress: Progress) -> bool:
+    """Prolong the lease and store the progress; True when the caller wants the job cancelled."""
+    values = {name: value for name, value in vars(progress).items() if value is not None}
+    query = (
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.status == RUNNING)
+        .values(lease_until=now + seconds, updated_at=now, **values)
+        .returning(jobs.c.cancel_requested)
+    )
+    row = conn.execute(query).first()
+    if row is None:
+        raise LeaseLost(f"job {job_id} is no longer leased under fence {fence}")
+    return bool(row.cancel_requested)
+
+
+def complete(conn: Connection, now: float, job: Job, retention: float, video: tuple[str, int], info: dict) -> str:
+    """Publish the result, unless the caller cancelled meanwhile; returns the status that the job got. `job` is held."""
+    used = float(info.get("gpu_seconds", now - job.leased_at))
+    settle(conn, now, job, used)
+    if job.cancel_requested:
+        finish(conn, now, job, CANCELLED, retention)
+        return CANCELLED
+    values = {"video_key": video[0], "video_bytes": video[1], "info": json.dumps(info), "step": job.steps}
+    finish(conn, now, job, COMPLETED, retention, checkpoint_key=None, preview_key=None, **values)
+    if info.get("resumed_from") is None and used > 0 and job.raw_cost > 0:
+        _calibrate(conn, math.log(used / job.raw_cost))
+    return COMPLETED
+
+
+def _calibrate(conn: Connection, log_ratio: float) -> None:
+    row = conn.execute(select(calibration).where(calibration.c.id == 1).with_for_update()).first()
+    samples = (row.samples if row else 0) + 1
+    mean = row.log_ratio if row else 0.0
+    mean += (log_ratio - mean) / min(samples, 20)
+    values = {"log_ratio": mean, "samples": samples}
+    shares.upsert(conn, calibration, {"id": 1, **values}, ["id"], values)
+
+
+def give_back(conn: Connection, now: float, job: Job, counted: bool, delay: float) -> None:
+    """Put a held job back at its old place; an attempt that is not `counted` was no fault of the job."""
+    settle(conn, now, job)
+    values = {
+        "status": QUEUED,
+        "worker": None,
+        "lease_until": None,
+        "eta_seconds": None,
+        "phase": None,
+        "attempts": job.attempts if counted else job.attempts - 1,
+        "not_before": now + delay,
+        "updated_at": now,
+    }
+    conn.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
+    shares.arrive(conn, job.owner, _weight(conn, job.owner))
+    shares.enqueued(conn, job.owner, job.level, job.cost)
+
+
+def _weight(conn: Connection, owner: str) -> float:
+    return conn.execute(select(owners.c.weight).where(owners.c.owner == owner)).scalar() or 1.0
+
+
+def attempt_failed(
+    conn: Connection, now: float, job: Job, max_attempts: int, retention: float, code: str, message: str
+) -> str:
+    """End an attempt that broke: cancelled if asked for, failed after the last attempt, else queued again."""
+    if job.cancel_requested:
+        settle(conn, now, job)
+        finish(conn, now, job, CANCELLED, retention)
+        return CANCELLED
+    if job.attempts >= max_attempts:
+        settle(conn, now, job)
+        finish(conn, now, job, FAILED, retention, error_code=code, error_message=message)
+        return FAILED
+    give_back(conn, now, job, counted=True, delay=min(2.0 ** (job.attempts - 1), 30))
+    return QUEUED

@@ -1,0 +1,61 @@
+"""Versioned schema changes in SQL that SQLite and PostgreSQL both understand; append, never edit."""
+
+from sqlalchemy import Connection, text
+
+from service.errors import SettingsError
+
+MIGRATIONS: list[tuple[str, ...]] = [
+    (
+        """CREATE TABLE jobs (
+            id TEXT PRIMARY KEY, owner TEXT NOT NULL, status TEXT NOT NULL,
+            priority INTEGER NOT NULL, level INTEGER NOT NULL, turn DOUBLE PRECISION NOT NULL,
+            cost DOUBLE PRECISION NOT NULL, raw_cost DOUBLE PRECISION NOT NULL,
+            request TEXT NOT NULL, request_hash TEXT NOT NULL, idempotency_key TEXT, deadline DOUBLE PRECISION,
+            created_at DOUBLE PRECISION NOT NULL, started_at DOUBLE PRECISION, leased_at DOUBLE PRECISION,
+            completed_at DOUBLE PRECISION, expires_at DOUBLE PRECISION, not_before DOUBLE PRECISION NOT NULL DEFAULT 0,
+            attempts INTEGER NOT NULL DEFAULT 0, fence INTEGER NOT NULL DEFAULT 0,
+            worker TEXT, lease_until DOUBLE PRECISION,
+            cancel_requested INTEGER NOT NULL DEFAULT 0, deleted INTEGER NOT NULL DEFAULT 0,
+            step INTEGER NOT NULL DEFAULT 0, steps INTEGER NOT NULL DEFAULT 0, skipped INTEGER NOT NULL DEFAULT 0,
+            phase TEXT, eta_seconds DOUBLE PRECISION, preview_key TEXT, checkpoint_key TEXT, checkpoint_step INTEGER,
+            video_key TEXT, video_bytes BIGINT, info TEXT, error_code TEXT, error_message TEXT, webhook_url TEXT,
+            updated_at DOUBLE PRECISION NOT NULL)""",
+        "CREATE INDEX jobs_queue ON jobs (level, owner, turn, id) WHERE status = 'queued'",
+        "CREATE INDEX jobs_running ON jobs (lease_until) WHERE status = 'in_progress'",
+        "CREATE INDEX jobs_page ON jobs (owner, created_at, id)",
+        "CREATE INDEX jobs_ageing ON jobs (created_at) WHERE status = 'queued' AND level > 0",
+        "CREATE INDEX jobs_deadline ON jobs (deadline) WHERE status = 'queued' AND deadline IS NOT NULL",
+        "CREATE INDEX jobs_expiry ON jobs (expires_at) WHERE expires_at IS NOT NULL",
+        "CREATE UNIQUE INDEX jobs_idempotency ON jobs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL",
+        "CREATE TABLE owners (owner TEXT PRIMARY KEY, vtime DOUBLE PRECISION NOT NULL, weight DOUBLE PRECISION NOT NULL)",
+        """CREATE TABLE flows (owner TEXT NOT NULL, level INTEGER NOT NULL, queued INTEGER NOT NULL,
+            cost DOUBLE PRECISION NOT NULL, PRIMARY KEY (owner, level))""",
+        "CREATE INDEX flows_waiting ON flows (level) WHERE queued > 0",
+        """CREATE TABLE workers (id TEXT PRIMARY KEY, state TEXT NOT NULL, slots INTEGER NOT NULL,
+            busy INTEGER NOT NULL, seen_at DOUBLE PRECISION NOT NULL)""",
+        """CREATE TABLE outbox (job_id TEXT PRIMARY KEY, url TEXT NOT NULL, body TEXT NOT NULL,
+            attempts INTEGER NOT NULL DEFAULT 0, next_at DOUBLE PRECISION, delivered_at DOUBLE PRECISION,
+            last_error TEXT)""",
+        "CREATE INDEX outbox_due ON outbox (next_at) WHERE next_at IS NOT NULL",
+        "CREATE TABLE counters (name TEXT PRIMARY KEY, value BIGINT NOT NULL)",
+        """CREATE TABLE calibration (id INTEGER PRIMARY KEY, log_ratio DOUBLE PRECISION NOT NULL,
+            samples INTEGER NOT NULL)""",
+    ),
+]
+
+
+def migrate(conn: Connection, migrations: list[tuple[str, ...]] = MIGRATIONS) -> int:
+    """Bring the schema to the newest version inside the caller's transaction; returns that version."""
+    if conn.dialect.name == "postgresql":
+        conn.execute(text("SELECT pg_advisory_xact_lock(7246301)"))  # one process migrates, the others wait
+    conn.execute(text("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)"))
+    version = conn.execute(text("SELECT max(version) FROM schema_version")).scalar() or 0
+    if version > len(migrations):
+        raise SettingsError(
+            f"the database has schema version {version}, this release knows {len(migrations)}; run a newer release"
+        )
+    for number, statements in enumerate(migrations[version:], start=version + 1):
+        for statement in statements:
+            conn.execute(text(statement))
+        conn.execute(text("INSERT INTO schema_version (version) VALUES (:v)"), {"v": number})
+    return len(migrations)

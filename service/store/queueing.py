@@ -1,0 +1,110 @@
+"""The submitting side of the queue: add, cancel, delete. Every function runs inside the caller's transaction."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, insert, select, update
+
+from service.errors import Conflict, DeadlineUnreachable, IdempotencyMismatch, QueueFull
+from service.store import estimates, finishing, shares
+from service.store.jobs import CANCELLED, QUEUED, RUNNING, Job, NewJob
+from service.store.schema import jobs
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of the queue; `ageing`: see `Settings`."""
+
+    max_queued: int = 1000
+    max_queued_per_owner: int = 1000
+    ageing: float = 2.0
+
+
+def request_hash(request: dict) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def find(conn: Connection, job_id: str, owner: str | None = None, lock: bool = False) -> Job | None:
+    """The job, unless it was deleted or (with `owner`) belongs to someone else."""
+    query = select(jobs).where(jobs.c.id == job_id, jobs.c.deleted == 0)
+    if owner is not None:
+        query = query.where(jobs.c.owner == owner)
+    row = conn.execute(query.with_for_update() if lock else query).first()
+    return Job.from_row(row) if row else None
+
+
+def replay(conn: Connection, new: NewJob) -> Job | None:
+    """The job that an earlier submission with the same idempotency key made."""
+    if new.idempotency_key is None:
+        return None
+    query = select(jobs).where(jobs.c.owner == new.owner, jobs.c.idempotency_key == new.idempotency_key)
+    row = conn.execute(query).first()
+    if row is None:
+        return None
+    if row.request_hash != request_hash(new.request):
+        raise IdempotencyMismatch("Idempotency-Key was used before with another request", "Idempotency-Key")
+    return Job.from_row(row)
+
+
+def admit(conn: Connection, now: float, new: NewJob, limits: Limits) -> None:
+    """Refuse a job for which there is no place or that cannot meet its deadline."""
+    total, own = shares.waiting(conn), shares.waiting(conn, new.owner)
+    if total >= limits.max_queued or own >= limits.max_queued_per_owner:
+        retry = estimates.next_place_seconds(conn, now)
+        whose, bound = ("the queue", limits.max_queued)
+        if own >= limits.max_queued_per_owner:
+            whose, bound = ("your queue", limits.max_queued_per_owner)
+        raise QueueFull(f"{whose} holds {bound} waiting jobs, its maximum; a place is expected in {retry} s", None, retry)
+    if new.deadline is not None:
+        turn = now + limits.ageing * new.cost
+        finish = estimates.for_place(conn, now, new.owner, int(new.priority), turn, new.cost).finish_seconds
+        if finish > new.deadline:
+            raise DeadlineUnreachable(
+                f"deadline_seconds is {new.deadline:g}; the video is expected in {finish:.0f} s", "deadline_seconds"
+            )
+
+
+def add(conn: Connection, now: float, new: NewJob, limits: Limits) -> Job:
+    """Insert an admitted job at its place."""
+    shares.arrive(conn, new.owner, new.weight)
+    values = {
+        "id": new.id,
+        "owner": new.owner,
+        "status": QUEUED,
+        "priority": int(new.priority),
+        "level": int(new.priority),
+        "turn": now + limits.ageing * new.cost,
+        "cost": new.cost,
+        "raw_cost": new.raw_cost or new.cost,
+        "request": json.dumps(new.request),
+        "request_hash": request_hash(new.request),
+        "idempotency_key": new.idempotency_key,
+        "deadline": now + new.deadline if new.deadline is not None else None,
+        "created_at": now,
+        "updated_at": now,
+        "steps": new.request.get("steps", 0),
+        "webhook_url": new.webhook_url,
+    }
+    conn.execute(insert(jobs).values(**values))
+    shares.enqueued(conn, new.owner, int(new.priority), new.cost)
+    return find(conn, new.id)
+
+
+def cancel(conn: Connection, now: float, job: Job, retention: float) -> None:
+    """End a queued job at once; ask the worker of a running one to stop. `job` is locked."""
+    if job.status == QUEUED:
+        shares.dequeued(conn, job.owner, job.level, job.cost)
+        finishing.finish(conn, now, job, CANCELLED, retention)
+    elif job.status == RUNNING:
+        conn.execute(update(jobs).where(jobs.c.id == job.id).values(cancel_requested=1, updated_at=now))
+    elif job.status != CANCELLED:
+        raise Conflict(f"the video is {job.status}; only a queued or running one can be cancelled", "id")
+
+
+def delete(conn: Connection, now: float, job: Job, retention: float) -> None:
+    """Hide the job for good and stop it if it runs; its files go with the next sweep. `job` is locked."""
+    if not job.done:
+        cancel(conn, now, job, retention)
+    values = {"deleted": 1, "idempotency_key": None, "expires_at": now, "updated_at": now}
+    conn.execute(update(jobs).where(jobs.c.id == job.id).values(**values))

@@ -1,0 +1,70 @@
+"""Fair shares: every owner has a virtual time that grows with the GPU-seconds it is given; the smallest goes next.
+
+An owner that was idle starts at the virtual time of the others, so nobody saves up a claim (start-time fair queueing,
+Goyal et al., SIGCOMM 1996).
+"""
+
+from sqlalchemy import Connection, case, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from service.store.schema import SOMETHING_WAITS, flows, owners
+
+
+def upsert(conn: Connection, table, values: dict, keys: list[str], changes: dict) -> None:
+    """INSERT … ON CONFLICT (keys) DO UPDATE SET changes, on either engine."""
+    dialect = postgresql if conn.dialect.name == "postgresql" else sqlite
+    conn.execute(dialect.insert(table).values(**values).on_conflict_do_update(index_elements=keys, set_=changes))
+
+
+def enqueued(conn: Connection, owner: str, level: int, cost: float) -> None:
+    """Count one more waiting job of `owner`."""
+    changes = {"queued": flows.c.queued + 1, "cost": flows.c.cost + cost}
+    upsert(conn, flows, {"owner": owner, "level": level, "queued": 1, "cost": cost}, ["owner", "level"], changes)
+
+
+def dequeued(conn: Connection, owner: str, level: int, cost: float, jobs: int = 1) -> None:
+    """Count waiting jobs of `owner` less; an empty flow costs exactly 0, whatever was rounded before."""
+    left = flows.c.queued - jobs
+    conn.execute(
+        update(flows)
+        .where(flows.c.owner == owner, flows.c.level == level)
+        .values(queued=left, cost=case((left > 0, flows.c.cost - cost), else_=0.0))
+    )
+
+
+def waiting(conn: Connection, owner: str | None = None) -> int:
+    """How many jobs wait, of `owner` or of all."""
+    query = select(func.coalesce(func.sum(flows.c.queued), 0))
+    return int(conn.execute(query.where(flows.c.owner == owner) if owner is not None else query).scalar())
+
+
+def arrive(conn: Connection, owner: str, weight: float) -> None:
+    """Register the owner before its job is queued; one that had nothing waiting joins at the others' virtual time."""
+    busy = select(flows.c.owner).where(SOMETHING_WAITS)
+    level = conn.execute(select(func.min(owners.c.vtime)).where(owners.c.owner.in_(busy))).scalar()
+    if level is None:
+        level = conn.execute(select(func.max(owners.c.vtime))).scalar() or 0.0
+    changes: dict = {"weight": weight}
+    if waiting(conn, owner) == 0:
+        later = func.max if conn.dialect.name == "sqlite" else func.greatest
+        changes["vtime"] = later(owners.c.vtime, level)
+    upsert(conn, owners, {"owner": owner, "vtime": level, "weight": weight}, ["owner"], changes)
+
+
+def charge(conn: Connection, owner: str, gpu_seconds: float) -> None:
+    """Add GPU-seconds (negative: give back) to what the owner has had."""
+    conn.execute(
+        update(owners).where(owners.c.owner == owner).values(vtime=owners.c.vtime + gpu_seconds / owners.c.weight)
+    )
+
+
+def next_owners(conn: Connection, level: int, limit: int = 20) -> list[str]:
+    """Owners with waiting jobs of this level, the one that had least first."""
+    query = (
+        select(flows.c.owner)
+        .join(owners, owners.c.owner == flows.c.owner)
+        .where(flows.c.level == level, SOMETHING_WAITS)
+        .order_by(owners.c.vtime, flows.c.owner)
+        .limit(limit)
+    )
+    return list(conn.execute(query).scalars())

@@ -1,0 +1,214 @@
+// The page: submits, watches running jobs, shows finished videos.
+
+import * as api from "./api.js";
+import * as form from "./form.js";
+
+const $ = (id) => document.getElementById(id);
+const PAGE = 12;
+const watched = new Map(); // job id -> {item, stop}
+let oldest = null;
+
+function announce(text) {
+  $("status").textContent = text;
+}
+
+// --- theme
+
+function setUpTheme() {
+  const root = document.documentElement;
+  const saved = localStorage.getItem("wan-theme");
+  if (saved) root.dataset.theme = saved;
+  $("theme").addEventListener("click", () => {
+    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    root.dataset.theme = dark ? "light" : "dark";
+    localStorage.setItem("wan-theme", root.dataset.theme);
+  });
+}
+
+// --- API key
+
+function askForKey() {
+  $("key").hidden = false;
+  const dialog = $("key-dialog");
+  if (!dialog.open) dialog.showModal();
+}
+
+function setUpKey() {
+  $("key").hidden = !api.hasKey();
+  $("key").addEventListener("click", askForKey);
+  $("key-dialog").addEventListener("close", () => {
+    if ($("key-dialog").returnValue !== "ok") return;
+    api.setKey($("key-input").value);
+    start();
+  });
+}
+
+// --- running jobs
+
+function seconds(value) {
+  if (value >= 90) return `${Math.round(value / 60)} min`;
+  return `${Math.max(1, Math.round(value))} s`;
+}
+
+function describe(job) {
+  const left = job.eta_seconds ? `, about ${seconds(job.eta_seconds)} left` : "";
+  if (job.status === "failed") return `Failed: ${job.error?.message ?? "no reason given"}`;
+  if (job.status === "cancelled") return "Cancelled";
+  if (job.cancel_requested) return "Stopping…";
+  if (job.status === "queued") return `Waiting, position ${job.queue_position ?? "?"}${left}`;
+  if (job.phase === "decode" || job.phase === "encode") return "Finishing the video…";
+  return job.step ? `Step ${job.step} of ${job.steps}${left}` : "Starting…";
+}
+
+async function draw(item, job) {
+  item.querySelector(".state").textContent = describe(job);
+  const bar = item.querySelector(".bar");
+  bar.setAttribute("aria-valuenow", job.progress);
+  bar.firstElementChild.style.width = `${job.progress}%`;
+  item.querySelector(".cancel").disabled = job.cancel_requested;
+  if (!job.preview_url) return;
+  const image = item.querySelector("img");
+  const url = await api.mediaUrl(job.preview_url).catch(() => null);
+  if (!url) return;
+  if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
+  image.src = url;
+  image.hidden = false;
+}
+
+function follow(job) {
+  if (watched.has(job.id)) return;
+  const item = $("job-template").content.firstElementChild.cloneNode(true);
+  item.dataset.id = job.id;
+  item.querySelector(".prompt").textContent = job.prompt;
+  item.querySelector(".bar").setAttribute("aria-label", `Progress of ${job.prompt}`);
+  item.querySelector(".cancel").addEventListener("click", () => cancel(job.id, item));
+  $("jobs").prepend(item);
+  $("jobs-section").hidden = false;
+  const control = new AbortController();
+  watched.set(job.id, { item, stop: () => control.abort() });
+  draw(item, job);
+  api.watch(job.id, (update) => onUpdate(item, update), control.signal).catch(() => drop(job.id));
+}
+
+function onUpdate(item, job) {
+  draw(item, job);
+  if (job.status === "completed") {
+    drop(job.id);
+    addVideo(job, true);
+    announce(`Video finished: ${job.prompt}`);
+  } else if (job.status === "failed" || job.status === "cancelled") {
+    item.classList.add("failed");
+    const button = item.querySelector(".cancel");
+    const close = button.cloneNode();
+    close.disabled = false;
+    close.textContent = "Dismiss";
+    close.addEventListener("click", () => drop(job.id));
+    button.replaceWith(close);
+    announce(describe(job));
+  }
+}
+
+function drop(id) {
+  const entry = watched.get(id);
+  if (!entry) return;
+  watched.delete(id);
+  entry.stop();
+  entry.item.remove();
+  $("jobs-section").hidden = watched.size === 0;
+}
+
+async function cancel(id, item) {
+  item.querySelector(".cancel").disabled = true;
+  try {
+    onUpdate(item, await api.post(`v1/videos/${id}/cancel`));
+  } catch (error) {
+    if (error.status !== 409) report(error);
+  }
+}
+
+// --- gallery
+
+function addVideo(job, first = false) {
+  if ($("gallery").querySelector(`[data-id="${job.id}"]`)) return;
+  const item = $("video-template").content.firstElementChild.cloneNode(true);
+  item.dataset.id = job.id;
+  const video = item.querySelector("video");
+  video.style.setProperty("--ratio", `${job.width} / ${job.height}`);
+  video.setAttribute("aria-label", job.prompt);
+  const link = item.querySelector(".download");
+  link.download = job.file_name;
+  api.mediaUrl(job.url).then((url) => { video.src = link.href = url; }, report);
+  item.querySelector(".prompt").textContent = job.prompt;
+  item.querySelector(".about").textContent = `${job.size}, ${Number(job.seconds).toFixed(1)} s, ${job.steps} steps, seed ${job.seed}`;
+  item.querySelector(".again").addEventListener("click", () => form.fill(job));
+  item.querySelector(".delete").addEventListener("click", () => removeVideo(job.id, item));
+  first ? $("gallery").prepend(item) : $("gallery").append(item);
+  $("empty").hidden = true;
+}
+
+async function removeVideo(id, item) {
+  try {
+    await api.remove(`v1/videos/${id}`);
+    const next = item.nextElementSibling ?? item.previousElementSibling;
+    item.remove();
+    next?.querySelector("button, a")?.focus();
+    $("empty").hidden = $("gallery").children.length > 0;
+    announce("Video deleted");
+  } catch (error) {
+    report(error);
+  }
+}
+
+async function loadMore() {
+  const page = await api.getJson(`v1/videos?limit=${PAGE}${oldest ? `&after=${oldest}` : ""}`);
+  for (const job of page.data) {
+    if (job.status === "completed") addVideo(job);
+    else if (job.status === "queued" || job.status === "in_progress") follow(job);
+  }
+  oldest = page.last_id ?? oldest;
+  $("more").hidden = !page.has_more;
+}
+
+// --- form
+
+function report(error) {
+  if (error.status === 401) return askForKey();
+  form.showError(error);
+}
+
+async function submit(event) {
+  event?.preventDefault();
+  form.showError(null);
+  $("submit").disabled = true;
+  try {
+    const job = await api.create(form.values());
+    follow(job);
+    announce("Submitted");
+  } catch (error) {
+    report(error);
+  } finally {
+    $("submit").disabled = false;
+  }
+}
+
+async function start() {
+  try {
+    const models = await api.getJson("v1/models");
+    $("model").textContent = models.data[0].id;
+    form.build(models.data[0]);
+    oldest = null;
+    await loadMore();
+    document.body.dataset.ready = "yes";
+  } catch (error) {
+    report(error);
+  }
+}
+
+setUpTheme();
+setUpKey();
+$("form").addEventListener("submit", submit);
+$("form").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit(event);
+});
+$("more").addEventListener("click", () => loadMore().catch(report));
+start();

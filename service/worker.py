@@ -1,0 +1,237 @@
+"""`python -m service.worker`: leases jobs for the Triton server beside it, runs them and stores the videos.
+
+Pulls a job only when Triton is ready and has a free denoise slot, so nothing waits in Triton's own queue. On SIGTERM it leases no
+more, lets its jobs run for `WAN_DRAIN_SECONDS`, then hands the rest over with their checkpoints.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+from service import runs
+from service.attempt import Attempt, Stop, Tools
+from service.errors import ServiceError, SettingsError, Unavailable
+from service.logs import job_id, prompt_fields, setup
+from service.settings import Settings, load_settings
+from service.storage import Storage
+from service.store import JobStore, Lease
+
+logger = logging.getLogger(__name__)
+ALIVE_SECONDS = 5.0  # how often the worker reports itself
+TIDY_SECONDS = 5.0
+
+
+class Worker:
+    """Any number of these may share a job store; each belongs to one Triton server and one run directory."""
+
+    def __init__(self, tools: Tools):
+        self.tools, self.settings = tools, tools.settings
+        self.name = self.settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
+        self.slots = self.settings.slots
+        self.attempts: dict[asyncio.Task, Attempt] = {}
+        self.draining = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._ready = False
+
+    def drain(self) -> None:
+        """Lease no more and end; said twice: hand the running jobs over at once."""
+        if self.draining.is_set():
+            self._hurry.set()
+        self.draining.set()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until `drain`."""
+        self.settings.runs.mkdir(parents=True, exist_ok=True)
+        helpers = [asyncio.create_task(self._report()), asyncio.create_task(self._tidy())]
+        stop_listening = self._listen()
+        logger.info("worker started", extra={"worker": self.name, "triton": self.settings.triton_url})
+        try:
+            while not self.draining.is_set():
+                await self._fill()
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), 1.0)
+                self._wake.clear()
+                await self._pass_on_cancels()
+            await self._drain()
+        finally:
+            stop_listening()
+            for helper in helpers:
+                helper.cancel()
+            with contextlib.suppress(ServiceError):
+                await asyncio.to_thread(self.tools.store.remove_worker, self.name)
+            logger.info("worker stopped", extra={"worker": self.name})
+
+    # --- leasing
+
+    def _free(self) -> bool:
+        busy = sum(attempt.denoising for attempt in self.attempts.values())
+        # one video per slot may still be decoded and stored while the slot denoises the next
+        return self._ready and busy < self.slots and len(self.attempts) < 2 * self.slots
+
+    async def _fill(self) -> None:
+        """Lease as long as a slot is free and something waits."""
+        try:
+            while not self.draining.is_set():
+                await self._look_at_triton()
+                if not self._free() or not await asyncio.to_thread(self.tools.store.anything_waits):
+                    return
+                lease = await asyncio.to_thread(self.tools.store.lease, self.name)
+                if lease is None:
+                    return
+                self._start(lease)
+        except Unavailable as error:
+            logger.warning("no job can be leased", extra={"reason": str(error)})
+            await asyncio.sleep(0.5)
+
+    async def _look_at_triton(self) -> None:
+        ready = await self.tools.triton.ready()
+        if ready and not self.slots:
+            self.slots = await self.tools.triton.slots()
+        if ready != self._ready:
+            logger.info("Triton is ready" if ready else "Triton is not ready", extra={"slots": self.slots})
+        self._ready = ready
+
+    def _start(self, lease: Lease) -> None:
+        attempt = Attempt(self.tools, lease)
+        task = asyncio.create_task(self._run(attempt))
+        self.attempts[task] = attempt
+        task.add_done_callback(self._ended)
+
+    async def _run(self, attempt: Attempt) -> str:
+        job_id.set(attempt.job.id)
+        logger.info("leased", extra=prompt_fields(attempt.job.request["prompt"], self.settings.log_prompts))
+        return await attempt.run()
+
+    def _ended(self, task: asyncio.Task) -> None:
+        self.attempts.pop(task, None)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("an attempt ended unexpectedly", exc_info=task.exception())
+        self._wake.set()
+
+    # --- what others want
+
+    def _listen(self):
+        """Wake the loop when a job arrives or a cancel is asked for; returns the function that ends this."""
+        loop, ended = asyncio.get_running_loop(), threading.Event()
+
+        def listen() -> None:
+            changes = self.tools.store.database.changes("queued", "cancel")
+            while not ended.is_set():
+                if changes.wait(1.0) and not ended.is_set():
+                    with contextlib.suppress(RuntimeError):  # the loop has just been closed
+                        loop.call_soon_threadsafe(self._wake.set)
+            changes.close()
+
+        thread = threading.Thread(target=listen, name="wan-changes", daemon=True)
+        thread.start()
+        return ended.set
+
+    async def _pass_on_cancels(self) -> None:
+        running = {attempt.job.id: attempt for attempt in self.attempts.values()}
+        if not running:
+            return
+        try:
+            for job in await asyncio.to_thread(self.tools.store.cancel_requests, list(running)):
+                running[job].ask(Stop.cancel)
+        except Unavailable:
+            pass  # the heartbeat brings it too
+
+    # --- helpers
+
+    def _state(self) -> str:
+        if self.draining.is_set():
+            return "draining"
+        if not self._ready:
+            return "waiting"
+        return "busy" if self.attempts else "idle"
+
+    async def _report(self) -> None:
+        """Show that the worker lives; the state follows within half a second."""
+        last, told = 0.0, None
+        while True:
+            now = (self._state(), self.slots, len(self.attempts))
+            if now != told or time.monotonic() - last > ALIVE_SECONDS:
+                with contextlib.suppress(ServiceError):
+                    await asyncio.to_thread(self.tools.store.report_worker, self.name, *now)
+                    last, told = time.monotonic(), now
+            await asyncio.sleep(0.5)
+
+    async def _tidy(self) -> None:
+        """Stop what dead workers left running in this Triton, and remove directories of finished jobs."""
+        while True:
+            with contextlib.suppress(ServiceError, OSError):
+                await asyncio.to_thread(self.tools.store.sweep)
+                await asyncio.to_thread(self._tidy_runs)
+            await asyncio.sleep(TIDY_SECONDS)
+
+    def _tidy_runs(self) -> None:
+        mine = {attempt.lease.request_id for attempt in list(self.attempts.values())}
+        for job, fence, run in runs.attempts(self.settings.runs):
+            if run.path.name in mine or self.tools.store.is_held(job, fence):
+                continue
+            run.cancel()
+            if self.tools.store.is_over(job) and runs.quiet_for(run) > TIDY_SECONDS:
+                run.remove()
+
+    async def _drain(self) -> None:
+        """Let the running jobs end, then hand over those that take too long."""
+        logger.info("draining", extra={"jobs": len(self.attempts)})
+        if self.attempts:
+            ending = asyncio.create_task(asyncio.wait(set(self.attempts)))
+            hurry = asyncio.create_task(self._hurry.wait())
+            await asyncio.wait(
+                {ending, hurry}, timeout=self.settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            hurry.cancel()
+            for attempt in self.attempts.values():
+                attempt.ask(Stop.drain)
+            await ending
+
+
+async def serve(settings: Settings, triton=None) -> None:
+    """Run a worker with the real tools until SIGTERM or SIGINT."""
+    from service.triton import TritonGenerator
+
+    store = JobStore.from_settings(settings)
+    generator = triton or TritonGenerator(settings.triton_url)
+    worker = Worker(Tools(store, Storage(settings.storage, settings.storage_endpoint_url), generator, settings))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, worker.drain)
+    try:
+        await worker.run()
+    finally:
+        await generator.close()
+        store.close()
+
+
+def main() -> int:
+    try:
+        settings = load_settings()
+        if settings.metrics_dir is not None:
+            settings.metrics_dir.mkdir(parents=True, exist_ok=True)
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_dir)
+        setup(settings.log_level)
+        if settings.worker_metrics_port:
+            from prometheus_client import start_http_server
+
+            start_http_server(settings.worker_metrics_port)
+        asyncio.run(serve(settings))
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Unavailable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Webhooks arrive signed, once, and never at private addresses unless allowed."""
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+
+from service.api import webhooks
+from service.store.outbox import Delivery
+from tests.service.running import gateway, settings_for, wait_for, worker
+
+SECRET = "whsec_c2VjcmV0LW9mLXRoZS10ZXN0"
+
+
+@pytest.fixture
+def receiver():
+    """An HTTP server that keeps what it got and answers with the statuses in `answers`, then 200."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            server.got.append((dict(self.headers), body))
+            time.sleep(server.delay)
+            self.send_response(server.answers.pop(0) if server.answers else 200)
+            self.send_header("Location", "http://127.0.0.1:1/")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.got, server.answers, server.delay = [], [], 0.0
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def url_of(server):
+    return f"http://127.0.0.1:{server.server_port}/hook"
+
+
+def test_a_finished_job_calls_its_webhook_signed(tmp_path, receiver):
+    settings = settings_for(tmp_path, webhook_allow_private=True, webhook_secret=SECRET)
+    with gateway(settings) as url, worker(settings), httpx.Client(base_url=url) as client:
+        job = client.post("/v1/videos", json={"prompt": "x", "steps": 2, "webhook_url": url_of(receiver)}).json()
+        wait_for(client, job["id"])
+        deadline = time.monotonic() + 10
+        while not receiver.got:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5)
+    assert len(receiver.got) == 1
+    headers, body = receiver.got[0]
+    event = json.loads(body)
+    assert event["type"] == "video.completed"
+    assert event["data"]["id"] == job["id"]
+    expected = webhooks.signature(SECRET, headers["webhook-id"], int(headers["webhook-timestamp"]), body)
+    assert hmac.compare_digest(headers["webhook-signature"], expected)
+
+
+def test_the_signature_is_that_of_the_specification():
+    # test vector of standardwebhooks.com, section "Signature scheme"
+    made = webhooks.signature(
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}'
+    )
+    assert made == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def send(settings, url, attempts=1):
+    return asyncio.run(webhooks.Sender(settings).send(Delivery("video_1", url, '{"type": "video.failed"}', attempts), {}))
+
+
+def test_failures_are_retried_with_growing_pauses_and_then_given_up(tmp_path, receiver):
+    settings = settings_for(tmp_path, webhook_allow_private=True, webhook_attempts=3)
+    receiver.answers = [500, 302]
+    reason, first = send(settings, url_of(receiver), 1)
+    assert "status 500" in reason
+    _, second = send(settings, url_of(receiver), 2)  # a redirect is not followed
+    assert 0 < first < second
+    assert send(settings, "http://127.0.0.1:9/", 3)[1] is None
+    assert send(settings, url_of(receiver), 3) == (None, None)
+
+
+def test_a_receiver_that_hangs_is_left(tmp_path, receiver, monkeypatch):
+    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 0.3)
+    receiver.delay = 2
+    began = time.monotonic()
+    reason, again = send(settings_for(tmp_path, webhook_allow_private=True), url_of(receiver))
+    assert "Timeout" in reason
+    assert again
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_name_that_leads_to_a_private_address_is_never_called(tmp_path, receiver, monkeypatch):
+    async def lookup(self, host, port, **_):
+        return [(2, 1, 6, "", ("93.184.216.34", port)), (2, 1, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", lookup)
+    reason, again = send(settings_for(tmp_path), f"http://rebinding.example:{receiver.server_port}/")
+    assert "not public" in reason
+    assert again is None
+    assert receiver.got == []
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("8.8.8.8", True), ("10.1.2.3", False), ("100.64.0.1", False), ("169.254.1.1", False), ("0.0.0.0", False),
+        ("224.0.0.1", False), ("2606:4700::1111", True), ("fd00::1", False), ("fe80::1", False), ("::ffff:127.0.0.1", False),
+        ("2002:7f00:1::", False), ("64:ff9b::7f00:1", False), ("64:ff9b::808:808", True),
+    ],
+)  # fmt: skip
+def test_public_addresses(address, expected):
+    assert webhooks.public(ipaddress.ip_address(address)) is expected

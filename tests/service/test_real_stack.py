@@ -1,0 +1,61 @@
+"""The whole service with a real Triton server, PostgreSQL and BentoML: videos, cancels, and parts that are killed.
+
+A small version of `python -m loadtest.faults` and `python -m loadtest.cancel`, which take ten points of a job's life and twenty
+cancels.
+"""
+
+import httpx
+import pytest
+
+from loadtest import cancel, faults
+from loadtest.databases import find_binaries
+
+
+@pytest.fixture(scope="module")
+def drill(repository, checkpoint):
+    if find_binaries() is None:
+        pytest.skip("no PostgreSQL server installed (Debian: apt-get install postgresql)")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WAN_MODEL_NAME", "wan-real")
+        patch.setenv("WAN_MODEL_CARD", str(checkpoint / "wan.json"))
+        with faults.under_fire(repository, steps=40) as running:
+            yield running
+
+
+@pytest.mark.parametrize("victim", ["worker", "stub", "gateway", "database"])
+def test_a_killed_part_loses_no_job_and_changes_no_frame(drill, victim):
+    before = drill.completed()
+    case = drill.run(victim, 0.5)
+    assert case.problem is None
+    assert case.status == "completed"
+    assert drill.completed() - before == 1
+
+
+def test_a_cancel_frees_the_stage_within_a_step_and_a_fifth_of_a_second(drill):
+    for seconds, step in cancel.measure(drill.stack.url, runs=3):
+        assert seconds < step + cancel.LIMIT_SECONDS
+
+
+def test_bentoml_generate_returns_the_video_and_metrics_show_it(drill):
+    body = {"prompt": "a red circle", "steps": 2, "seed": 1}
+    answer = httpx.post(f"{drill.stack.url}/generate", json=body, timeout=120)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "video/mp4"
+    assert answer.content[4:8] == b"ftyp"
+    refused = httpx.post(f"{drill.stack.url}/generate", json={"prompt": "x", "width": 17}, timeout=30)
+    assert refused.status_code == 400
+    assert "multiples of 16" in refused.text
+    metrics = httpx.get(f"{drill.stack.url}/metrics").text
+    for name in ('wan_stage_seconds_count{stage="vae_decoder"}', 'wan_jobs_total{status="completed"}',
+                 'wan_backlog_gpu_seconds{state="running"}', 'wan_denoise_steps_total{kind="resumed"}',
+                 'wan_http_requests_total{method="GET",route="/v1/videos/{id}",status="200"}'):  # fmt: skip
+        assert name in metrics
+
+
+def test_previews_come_from_the_real_denoise_stage(drill):
+    job = drill.call("POST", "/v1/videos", json=faults.REQUEST | {"steps": 60, "preview": True}).json()
+    video = drill.until(job["id"], lambda video: video["preview_url"] or faults.is_over(video))
+    assert video["preview_url"], "the job ended before a preview"
+    picture = drill.call("GET", video["preview_url"]).content
+    assert (picture[:4], picture[8:12]) == (b"RIFF", b"WEBP")
+    drill.call("POST", f"/v1/videos/{job['id']}/cancel")

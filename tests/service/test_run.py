@@ -1,0 +1,60 @@
+"""The one-command run: a video at the end, and no process left behind, also after Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+
+def command(repository, checkpoint, state, *more):
+    # the repository of the test session is current, so the export does nothing
+    return [sys.executable, "-c", STARTER, "--prompt", "a red circle", "--state", str(state),
+            "--repository", str(repository), "--checkpoint", str(checkpoint), *more]  # fmt: skip
+
+
+# Leaves out the export, which has its own tests and would render the session's repository with other options.
+STARTER = "import sys, service.run as run; run.exported = lambda *_: None; sys.exit(run.main(sys.argv[1:]))"
+
+
+def left_behind(state):
+    """Processes whose environment names this run's state directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(state) in process.environ().get("WAN_RUN_DIR", ""):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def test_run_prints_the_path_of_a_video_and_stops_everything(repository, checkpoint, tmp_path):
+    out = tmp_path / "out.mp4"
+    result = subprocess.run(
+        command(repository, checkpoint, tmp_path / "s", "--steps", "4", "--out", str(out)),
+        capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(out)
+    assert out.read_bytes()[4:8] == b"ftyp"
+    assert "step 4/4" in result.stderr
+    assert left_behind(tmp_path / "s") == []
+
+
+@pytest.mark.parametrize("after", ["Triton: ", "waiting for the gateway"])
+def test_ctrl_c_leaves_no_process(repository, checkpoint, tmp_path, after):
+    state = tmp_path / "s"
+    process = subprocess.Popen(
+        command(repository, checkpoint, state, "--steps", "900"), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for line in process.stderr:
+        if line.startswith(after):
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    time.sleep(0.5)
+    assert left_behind(state) == []

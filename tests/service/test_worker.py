@@ -1,0 +1,216 @@
+"""Workers around a stand-in for Triton: everything but the model is real."""
+
+import time
+
+import httpx
+import pytest
+
+from service import runs
+from service.errors import GenerationRejected
+from service.storage import Storage
+from service.store import JobStore, NewJob
+from tests.service.fake_triton import FakeTriton
+from tests.service.running import WorkerThread, settings_for, worker
+
+REQUEST = {"prompt": "p", "width": 32, "height": 32, "num_frames": 5, "steps": 10, "guidance_scale": 1.0, "fps": 16, "seed": 7}
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return settings_for(tmp_path)
+
+
+@pytest.fixture
+def store(settings):
+    opened = JobStore.from_settings(settings)
+    yield opened
+    opened.close()
+
+
+def submit(store, **more):
+    return store.submit(NewJob("anonymous", REQUEST | more, cost=1.0))[0].id
+
+
+def until(check, seconds=15.0):
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def over(store, job_id):
+    until(lambda: store.get(job_id).done)
+    return store.get(job_id)
+
+
+def test_a_job_becomes_a_video_and_leaves_nothing_else(settings, store):
+    with worker(settings):
+        job = over(store, submit(store, preview=True))
+        assert (job.status, job.step, job.attempts) == ("completed", 10, 1)
+        files = Storage(settings.storage)
+        assert files.size(job.video_key) == job.video_bytes > 0
+        until(lambda: not list(settings.runs.iterdir()))
+    assert [path.name for path in (settings.state_dir / "videos" / job.id).iterdir()] == ["video-1.mp4"]
+    assert store.stats()["workers"] == {}
+
+
+def test_an_attempt_that_breaks_is_resumed_from_its_checkpoint(settings, store):
+    triton = FakeTriton(settings.runs)
+    triton.break_at["p"] = 8
+    with worker(settings, triton):
+        job = over(store, submit(store))
+    assert (job.status, job.attempts, job.info["resumed_from"]) == ("completed", 2, 5)
+    assert triton.steps_done == [("p", step) for step in [*range(1, 9), *range(6, 11)]]
+
+
+def test_a_killed_worker_loses_no_job_and_its_late_writes_are_ignored(settings, store):
+    triton = FakeTriton(settings.runs, step_seconds=0.1)
+    first = WorkerThread(settings, triton)
+    job_id = submit(store)
+    until(lambda: store.get(job_id).checkpoint_step == 5)
+    first.kill()
+    second = FakeTriton(settings.runs, step_seconds=0.01)
+    with worker(settings, second):
+        job = over(store, job_id)
+    assert (job.status, job.attempts) == ("completed", 2)
+    assert job.info["resumed_from"] >= 5
+    assert [path.name for path in (settings.state_dir / "videos" / job_id).iterdir()] == ["video-2.mp4"]
+
+
+def test_another_machine_resumes_from_the_stored_checkpoint(settings, store, tmp_path):
+    first = WorkerThread(settings, FakeTriton(settings.runs, step_seconds=0.1))
+    job_id = submit(store)
+    until(lambda: store.get(job_id).checkpoint_step == 5)
+    first.kill()
+    elsewhere = settings.model_copy(update={"run_dir": tmp_path / "other-machine"})
+    with worker(elsewhere, FakeTriton(elsewhere.runs)):
+        assert over(store, job_id).info["resumed_from"] == 5
+
+
+def test_a_stopping_worker_hands_its_job_over_without_losing_a_step(settings, store):
+    quick = settings.model_copy(update={"drain_seconds": 0.0})
+    first = WorkerThread(quick, FakeTriton(settings.runs, step_seconds=0.1, checkpoint_every=1))
+    job_id = submit(store)
+    until(lambda: store.get(job_id).step >= 3)
+    first.drain()
+    waiting = store.get(job_id)
+    assert (waiting.status, waiting.attempts) == ("queued", 0)
+    assert waiting.checkpoint_step is not None
+    with worker(settings):
+        job = over(store, job_id)
+    assert (job.status, job.attempts) == ("completed", 1)
+    assert job.info["resumed_from"] >= 3
+
+
+def test_a_draining_worker_finishes_what_fits_and_leases_no_more(settings, store):
+    thread = WorkerThread(settings, FakeTriton(settings.runs, step_seconds=0.05))
+    running = submit(store)
+    until(lambda: store.get(running).status == "in_progress")
+    waiting = submit(store)
+    thread.drain()
+    assert (store.get(running).status, store.get(waiting).status) == ("completed", "queued")
+
+
+def test_cancel_stops_the_loop_within_a_step(settings, store):
+    triton = FakeTriton(settings.runs, step_seconds=0.2)
+    with worker(settings, triton):
+        job_id = submit(store, steps=100)
+        until(lambda: store.get(job_id).step >= 1)
+        asked = time.monotonic()
+        store.cancel(job_id)
+        assert over(store, job_id).status == "cancelled"
+        assert triton.stopped_at[f"{job_id}-1"] - asked < 0.2 + 0.2
+
+
+def test_a_lost_lease_stops_the_attempt_and_writes_nothing(settings, store):
+    triton = FakeTriton(settings.runs, step_seconds=0.1)
+    with worker(settings, triton):
+        job_id = submit(store, steps=60)
+        until(lambda: store.get(job_id).step >= 1)
+        with store.database.write() as conn:  # another worker takes the job
+            conn.exec_driver_sql(f"UPDATE jobs SET fence = 99, worker = 'other', lease_until = 1e12 WHERE id = '{job_id}'")
+        until(lambda: triton.stopped_at or not triton._slots.locked())
+        time.sleep(0.5)
+        job = store.get(job_id)
+    assert (job.status, job.fence, job.worker, job.video_key) == ("in_progress", 99, "other", None)
+
+
+def test_a_rejected_request_is_not_tried_again(settings, store):
+    triton = FakeTriton(settings.runs)
+    triton.error = GenerationRejected("WIDTH is 17; allowed: multiples of 16")
+    with worker(settings, triton):
+        job = over(store, submit(store))
+    assert (job.status, job.error_code, len(triton.calls)) == ("failed", "invalid_value", 1)
+    assert "WIDTH is 17" in job.error_message
+
+
+def test_nothing_is_leased_while_triton_is_not_ready(settings, store):
+    triton = FakeTriton(settings.runs)
+    triton.is_ready = False
+    with worker(settings, triton):
+        job_id = submit(store)
+        until(lambda: store.stats()["workers"] == {"waiting": 1})
+        assert store.get(job_id).status == "queued"
+        triton.is_ready = True
+        assert over(store, job_id).status == "completed"
+
+
+def test_a_worker_never_holds_more_jobs_in_denoise_than_triton_has_slots(settings, store):
+    triton = FakeTriton(settings.runs, step_seconds=0.05, slot_count=2)
+    with worker(settings, triton):
+        jobs = [submit(store, prompt=str(number)) for number in range(5)]
+        until(lambda: store.stats()["running"] == 2)
+        time.sleep(0.2)
+        assert len(triton.calls) == 2
+        for job_id in jobs:
+            assert over(store, job_id).status == "completed"
+
+
+def test_a_store_that_fails_for_a_while_delays_the_video_only(settings, store):
+    blocked = settings.state_dir / "videos"
+    blocked.write_text("a file where the folder should be")
+    with worker(settings):
+        job_id = submit(store)
+        until(lambda: store.get(job_id).phase == "encode")
+        time.sleep(0.3)
+        blocked.unlink()
+        assert over(store, job_id).status == "completed"
+
+
+def test_a_store_that_stays_broken_fails_the_job_with_a_clear_reason(settings, store):
+    (settings.state_dir / "videos").write_text("a file where the folder should be")
+    impatient = settings.model_copy(update={"storage_retry_seconds": 0.1, "max_attempts": 1})
+    with worker(impatient):
+        job = over(store, submit(store))
+        job = store.get(job.id) if job.status == "failed" else job
+    assert (job.status, job.error_code) in [("failed", "storage_unavailable")]
+    assert "video store" in job.error_message
+
+
+def test_directories_of_dead_attempts_are_stopped_and_removed(settings, store):
+    job_id = submit(store)
+    stale = runs.Run(settings.runs, f"{job_id}-77")
+    stale.create()
+    with worker(settings):
+        over(store, job_id)
+        until(lambda: (stale.path / "cancel").exists() or not stale.path.exists())
+
+
+def test_a_frozen_stage_is_given_up(settings, store):
+    impatient = settings.model_copy(update={"stall_seconds": 0.5, "max_attempts": 1})
+    with worker(impatient, FakeTriton(settings.runs, step_seconds=30)):
+        job = over(store, submit(store))
+    assert (job.status, job.error_message) == ("failed", "no progress for 0.5 s")
+
+
+def test_worker_metrics_are_served_over_http(settings, store):
+    from prometheus_client import start_http_server
+
+    server, _ = start_http_server(0)
+    with worker(settings):
+        over(store, submit(store))
+    text = httpx.get(f"http://127.0.0.1:{server.server_port}/metrics").text
+    for name in ("wan_queue_wait_seconds_bucket", 'wan_stage_seconds_count{stage="denoise"}', "wan_gpu_seconds_total",
+                 'wan_denoise_steps_total{kind="computed"}', "wan_denoise_step_seconds_count", 'le="3600.0"'):  # fmt: skip
+        assert name in text
+    server.shutdown()

@@ -1,0 +1,166 @@
+"""The page in a real headless Chromium: submit, watch, cancel, play, error, keys, keyboard, phone."""
+
+import shutil
+
+import httpx
+import pytest
+
+from tests.service.fake_triton import FakeTriton
+from tests.service.running import gateway, settings_for, wait_for, worker
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium installed (Debian: apt-get install chromium)")
+KEY = "wan_test_key"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    settings = settings_for(tmp_path_factory.mktemp("site"))
+    triton = FakeTriton(settings.runs, step_seconds=0.05)
+    with gateway(settings) as url, worker(settings, triton):
+        yield url
+
+
+@pytest.fixture
+def page(browser, site):
+    context = browser.new_context(bypass_csp=True)  # wait_for_function evaluates strings; the test with keys keeps the policy
+    opened = context.new_page()
+    opened.problems = []
+    opened.on("pageerror", lambda error: opened.problems.append(str(error)))
+    opened.set_default_timeout(30000)
+    opened.goto(site)
+    opened.wait_for_selector("body[data-ready=yes]")
+    yield opened
+    assert opened.problems == []
+    context.close()
+
+
+def start(page, prompt, **fields):
+    page.fill("#prompt", prompt)
+    for name, value in fields.items():
+        page.fill(f"#{name}", str(value))
+    page.click("#submit")
+
+
+def test_a_prompt_becomes_a_video_that_plays(page):
+    start(page, "a red circle moves left", steps=30)
+    job = page.locator(".job", has_text="a red circle moves left")
+    job.wait_for()
+    page.wait_for_function("document.querySelector('.job .state')?.textContent.startsWith('Step')")
+    page.wait_for_selector(".job img:not([hidden])", state="attached")
+    card = page.locator(".video", has_text="a red circle moves left").first
+    card.wait_for()
+    assert job.count() == 0
+    assert "30 steps" in card.locator(".about").inner_text()
+    played = card.locator("video").evaluate(
+        "async v => { await v.play(); await new Promise(r => setTimeout(r, 400)); return [v.currentTime, v.videoWidth] }"
+    )
+    assert played[0] > 0
+    assert played[1] == 64
+
+
+def test_a_running_job_can_be_cancelled(page):
+    start(page, "something long", steps=900)
+    job = page.locator(".job", has_text="something long")
+    page.wait_for_function("[...document.querySelectorAll('.job .state')].some(e => e.textContent.startsWith('Step'))")
+    job.locator(".cancel").click()
+    job.locator(".state", has_text="Cancelled").wait_for()
+    job.get_by_role("button", name="Dismiss").click()
+    assert job.count() == 0
+
+
+def test_a_waiting_job_shows_its_position(page):
+    start(page, "first of two", steps=900)
+    page.wait_for_function("[...document.querySelectorAll('.job .state')].some(e => e.textContent.startsWith('Step'))")
+    start(page, "second of two")
+    second = page.locator(".job", has_text="second of two")
+    second.locator(".state", has_text="Waiting, position 1").wait_for()
+    for prompt in ("second of two", "first of two"):
+        job = page.locator(".job", has_text=prompt)
+        job.locator(".cancel").click()
+        job.locator(".state", has_text="Cancelled").wait_for()
+
+
+def test_an_error_names_the_field_and_leads_to_it(page):
+    start(page, "x", width=70)
+    error = page.locator("#form-error")
+    error.wait_for()
+    assert "width is 70" in error.inner_text()
+    assert "nearest 64" in error.inner_text()
+    assert page.evaluate("document.activeElement.id") == "width"
+    assert page.get_attribute("#width", "aria-invalid") == "true"
+
+
+def test_limits_and_defaults_come_from_the_server(page):
+    assert page.input_value("#steps") == "20"
+    assert page.get_attribute("#steps", "max") == "1000"
+    assert page.locator("#sampler option").all_text_contents() == ["unipc", "euler", "dpm++"]
+
+
+def test_videos_survive_a_reload_and_can_be_deleted(page, site):
+    made = httpx.post(f"{site}/v1/videos", json={"prompt": "kept over a reload", "steps": 2}).json()
+    wait_for(httpx.Client(base_url=site), made["id"])
+    page.reload()
+    card = page.locator(".video", has_text="kept over a reload")
+    card.wait_for()
+    card.get_by_role("button", name="Delete").click()
+    card.wait_for(state="detached")
+    assert httpx.get(f"{site}/v1/videos/{made['id']}").status_code == 404
+
+
+def test_the_keyboard_alone_is_enough(page):
+    page.keyboard.press("Tab")
+    assert "Skip" in page.evaluate("document.activeElement.textContent")
+    page.keyboard.press("Enter")
+    page.focus("#prompt")
+    page.keyboard.type("typed and sent")
+    page.keyboard.press("Control+Enter")
+    page.locator(".video", has_text="typed and sent").wait_for()
+
+
+def test_it_fits_a_phone_in_light_and_dark(page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    colours = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        colours.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert colours[0] != colours[1]
+    page.click("#theme")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == colours[0]
+
+
+def test_a_server_with_keys_asks_for_one(browser, tmp_path):
+    import hashlib
+
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    settings = settings_for(tmp_path, api_keys=f"alice:{digest}")
+    with gateway(settings) as url, worker(settings):
+        context = browser.new_context()
+        page = context.new_page()
+        problems = []
+        page.on("console", lambda line: problems.append(line.text) if "Content Security" in line.text else None)
+        page.set_default_timeout(30000)
+        page.goto(url)
+        page.wait_for_selector("#key-dialog[open]")
+        page.fill("#key-input", KEY)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("body[data-ready=yes]")
+        start(page, "with a key", steps=3)
+        card = page.locator(".video", has_text="with a key")
+        card.wait_for()
+        page.wait_for_selector(".video video[src^='blob:']")
+        loaded = "v => v.videoWidth || new Promise(done => v.onloadedmetadata = () => done(v.videoWidth))"
+        assert card.locator("video").evaluate(loaded) == 64
+        assert problems == []
+        context.close()

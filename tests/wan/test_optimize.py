@@ -1,0 +1,91 @@
+import copy
+import os
+
+import pytest
+import torch
+
+from tests.wan.reference import dit_pair, relative_error
+from wan import compile
+from wan.errors import InvalidRequest
+from wan.optimize import Options, block_linears, optimize, optimized
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return dit_pair(3, 48, 3, 256, 64, seed=0)
+
+
+def arguments(dtype=torch.float32):
+    torch.manual_seed(1)
+    context = torch.randn(1, 512, 64)
+    context[:, 20:] = 0
+    return torch.randn(1, 16, 3, 8, 6), torch.tensor([500.0]), context.to(dtype)
+
+
+@torch.no_grad()
+def test_the_defaults_change_nothing_but_the_speed(pair):
+    reference, ours = pair
+    dit = optimized(copy.deepcopy(ours))
+    expected = reference(*arguments(), return_dict=False)[0]
+    assert relative_error(dit(*arguments()), expected) < 1e-4
+    assert dit.engine == {"linear": "onednn", "attention": "onednn", "compiled": False, "dtype": "float32"}
+    assert set(dit.state_dict()) == set(ours.state_dict())
+
+
+@torch.no_grad()
+def test_bfloat16_stays_as_close_as_diffusers_in_bfloat16(pair):
+    reference, ours = pair
+    expected = reference(*arguments(), return_dict=False)[0]
+    dit = optimized(copy.deepcopy(ours).to(torch.bfloat16))
+    latents, timestep, context = arguments(torch.bfloat16)
+    theirs = copy.deepcopy(reference).to(torch.bfloat16)(
+        latents.to(torch.bfloat16), timestep, context, return_dict=False
+    )[0]
+    assert (
+        relative_error(dit(latents, timestep, context), expected)
+        < 1.5 * relative_error(theirs.float(), expected) + 1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "bound"), [({"linear": "fp8"}, 0.15), ({"attention": "int8"}, 0.05), ({"attention": "int8-fp8"}, 0.1)]
+)
+@torch.no_grad()
+def test_lossy_options_are_close_and_reported(pair, options, bound):
+    _, ours = pair
+    dit = copy.deepcopy(ours)
+    engine = optimize(dit, Options(**options))
+    error = relative_error(dit(*arguments()), ours(*arguments()))
+    assert 0 < error < bound
+    assert {name: engine[name] for name in options} == options
+
+
+def test_only_the_layers_inside_the_blocks_become_fp8(pair):
+    names = block_linears(pair[1])
+    assert len(names) == 3 * 10
+    assert all(name.startswith("blocks.") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"linear": "int4"}, "linear is 'int4'; allowed: auto, dense, onednn, fp8"),
+        ({"attention": "flash3"}, "needs a CUDA GPU"),
+    ],
+)
+def test_an_unknown_or_missing_choice_is_refused(pair, options, message):
+    with pytest.raises(InvalidRequest, match=message):
+        optimize(copy.deepcopy(pair[1]), Options(**options))
+
+
+@pytest.mark.skipif(compile.missing(torch.device("cpu")) is not None, reason="no C++ compiler here")
+@torch.no_grad()
+def test_one_compilation_serves_all_blocks_and_changes_nothing(pair, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))  # restored afterwards
+    compile.keep_in(tmp_path)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    dit = optimized(copy.deepcopy(pair[1]), Options(attention="sdpa", linear="dense", compile=True))
+    assert relative_error(dit(*arguments()), pair[1](*arguments())) < 1e-5
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert any(tmp_path.rglob("*.so"))

@@ -1,0 +1,128 @@
+"""Linear layers in FP8: E4M3 weights with one scale per output channel, activations with one scale per token.
+
+The model knows nothing of this: `swap_linears` replaces its nn.Linear modules from outside. Both operands are rounded
+to E4M3 on every device. A GPU of compute capability 8.9 or higher multiplies them as they are (torch._scaled_mm,
+row-wise scales); elsewhere they are dequantised first, so that a CPU shows the quality that a GPU will serve.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wan.checkpoint import Checkpoint, fill
+from wan.dit import WanDiT
+from wan.errors import CheckpointError
+
+E4M3 = torch.float8_e4m3fn
+E4M3_MAX = 448.0
+SMALLEST_AMAX = 1e-12  # a row of zeros still needs a scale that is not zero
+# cuBLASLt and CUTLASS load FP8 operands 16 bytes at a time (checked by torch._scaled_mm).
+MULTIPLE = 16
+NATIVE_CAPABILITY = (8, 9)
+SCALE_SUFFIX = "weight_scale"
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [N, K] to E4M3 values [N, K] and float32 scales [N, 1] with x ≈ values * scales; the largest of a row maps to 448."""
+    x = x.float()
+    scale = x.abs().amax(dim=1, keepdim=True).clamp(min=SMALLEST_AMAX) / E4M3_MAX
+    return (x / scale).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3), scale
+
+
+def dequantize(values: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Values in any FP8 type times a scale that broadcasts; the product is rounded once, to `dtype`."""
+    return (values.float() * scale.float()).to(dtype)
+
+
+def is_native(device: torch.device) -> bool:
+    """Whether `device` multiplies FP8 matrices in hardware."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= NATIVE_CAPABILITY
+
+
+def scaled_mm(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """(x * x_scale) (weight * weight_scale)ᵀ + bias on an FP8-capable GPU, bfloat16 [M, N].
+
+    x E4M3 [M, K], weight E4M3 [N, K] contiguous, scales float32 [M, 1] and [N, 1]. Accumulates in float32: the faster
+    accumulation in the tensor core keeps 14 bits only.
+    """
+    bias = None if bias is None else bias.to(torch.bfloat16)
+    return torch._scaled_mm(
+        x,
+        weight.t(),
+        scale_a=x_scale,
+        scale_b=weight_scale.t(),
+        bias=bias,
+        out_dtype=torch.bfloat16,
+        use_fast_accum=False,
+    )
+
+
+class Fp8Linear(nn.Module):
+    """Drop-in for nn.Linear; parameters `weight` E4M3 [out, in], `weight_scale` float32 [out, 1] and `bias`."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, device=None):
+        super().__init__()
+        if in_features % MULTIPLE or out_features % MULTIPLE:
+            raise CheckpointError(
+                f"an FP8 layer is {in_features} x {out_features}; both must be multiples of {MULTIPLE}"
+            )
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(
+            torch.empty(out_features, in_features, dtype=E4M3, device=device), requires_grad=False
+        )
+        self.weight_scale = nn.Parameter(torch.empty(out_features, 1, device=device), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(out_features, device=device), requires_grad=False) if bias else None
+
+    @classmethod
+    @torch.no_grad()
+    def from_linear(cls, linear: nn.Linear) -> "Fp8Linear":
+        """Quantise the weights of `linear`."""
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, linear.weight.device)
+        values, scale = quantize_rows(linear.weight)
+        layer.weight.data, layer.weight_scale.data = values, scale
+        if linear.bias is not None:
+            layer.bias.data = linear.bias.detach()
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out] in the dtype of x
+        values, scale = quantize_rows(x.reshape(-1, self.in_features))
+        if is_native(x.device):
+            out = scaled_mm(values, scale, self.weight, self.weight_scale, self.bias).to(x.dtype)
+        else:
+            weight = dequantize(self.weight, self.weight_scale, x.dtype)
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            out = F.linear(dequantize(values, scale, x.dtype), weight, bias)
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+def swap_linears(module: nn.Module, names: Iterable[str]) -> None:
+    """Replace the nn.Linear modules `names` by Fp8Linear; weights are quantised, those on the meta device stay empty."""
+    for name in names:
+        linear = module.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise CheckpointError(f"{name} is {type(linear).__name__}; only nn.Linear layers have an FP8 form")
+        if linear.weight.is_meta:
+            layer = Fp8Linear(linear.in_features, linear.out_features, linear.bias is not None, "meta")
+        else:
+            layer = Fp8Linear.from_linear(linear)
+        module.set_submodule(name, layer)
+
+
+def load_dit(checkpoint: Checkpoint, device=None, dtype: torch.dtype | None = None) -> WanDiT:
+    """Load a DiT whose files may hold FP8 layers (`X.weight` E4M3 and `X.weight_scale` [out, 1]) beside ordinary ones."""
+    tensors = checkpoint.dit_tensors()
+    quantised = sorted(
+        name.removesuffix("." + SCALE_SUFFIX) for name in tensors.names if name.endswith("." + SCALE_SUFFIX)
+    )
+    if not quantised:
+        return checkpoint.load_dit(device, dtype)
+    with torch.device("meta"):
+        module = WanDiT(checkpoint.dit_config())
+    known = {name for name, _ in module.named_modules()}
+    if unknown := [name for name in quantised if name not in known]:
+        raise CheckpointError(f"{checkpoint.root}: scales of unknown layers: {', '.join(unknown[:5])}")
+    swap_linears(module, quantised)
+    fill(module, tensors, device, dtype)
+    return module
