@@ -131,12 +131,19 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance-scale", type=float)
     parser.add_argument("--cache-threshold", type=float)
     args = parser.parse_args()
     pipeline = Pipeline.from_checkpoint(args.checkpoint)
 
     def generate(prompt: str, seed: int) -> np.ndarray:
-        return pipeline(prompt, seed=seed, steps=args.steps, cache_threshold=args.cache_threshold).frames
+        return pipeline(
+            prompt,
+            seed=seed,
+            steps=args.steps,
+            guidance_scale=args.guidance_scale,
+            cache_threshold=args.cache_threshold,
+        ).frames
 
     verdicts = evaluate(generate, args.count, args.seed)
     print(*verdicts, sep="\n")

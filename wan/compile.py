@@ -39,21 +39,17 @@ def compile_blocks(dit: WanDiT) -> None:
     if reason := missing(dit.device):
         raise InvalidRequest("compile", True, f"false on this machine ({reason})")
     torch._dynamo.config.recompile_limit = MAX_SHAPES
+    dit.fold_text = False  # or every length of prompt would be a shape of its own; cross-attention is 1 % of a real size
     for block in dit.blocks:
         block.compile(dynamic=False)  # shapes are few and known; a kernel for any shape is slower on each
 
 
 @torch.inference_mode()
-def warm_up(dit: WanDiT, sizes: list[tuple[int, int, int]], text_rows: tuple[int, ...] = (64,)) -> None:
-    """Run the model once for each pixel size (width, height, frames), alone and with both guidance branches.
-
-    `text_rows`: lengths of the folded text to expect; a length that was not warmed compiles when it comes.
-    """
+def warm_up(dit: WanDiT, sizes: list[tuple[int, int, int]]) -> None:
+    """Run the model once for each pixel size (width, height, frames), with one and with both guidance branches."""
     config = dit.config
     for width, height, frames in sizes:
-        for rows in text_rows:
-            for batch in (1, 2):
-                latents = torch.zeros(batch, config.in_channels, 1 + (frames - 1) // 4, height // 8, width // 8)
-                context = torch.zeros(batch, config.text_len, config.text_dim, device=dit.device)
-                context[:, :rows] = 1
-                dit(latents.to(dit.device), torch.full((1,), 500.0, device=dit.device), context)
+        for batch in (1, 2):
+            shape = (batch, config.in_channels, 1 + (frames - 1) // 4, height // 8, width // 8)
+            context = torch.ones(batch, config.text_len, config.text_dim, device=dit.device)
+            dit(torch.zeros(shape, device=dit.device), torch.full((1,), 500.0, device=dit.device), context)

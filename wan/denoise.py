@@ -95,7 +95,10 @@ class _Model:
 
     def _run(self, tokens: Tensor, i: int, branches: list[Conditioning]) -> Tensor:  # [1, S, dim] -> [1 or 2, S, dim]
         modulation = self.modulation[i : i + 1]
-        outputs = [self.dit.run_blocks(tokens.expand(b.batch, -1, -1), modulation, self.rotary, b) for b in branches]
+        outputs = [
+            self.dit.run_blocks(tokens.expand(b.batch, -1, -1).contiguous(), modulation, self.rotary, b)
+            for b in branches
+        ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def velocity(self, latents: Tensor, i: int, compute: bool, guided: bool) -> Tensor:  # [C, T', h, w] float32

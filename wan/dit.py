@@ -207,6 +207,7 @@ class WanDiT(nn.Module):
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
         self.head = Head(config)
         self.engine: dict = {}  # how it computes, for INFO; set by wan.optimize
+        self.fold_text = True  # see _fold_padding
 
     @property
     def dtype(self) -> torch.dtype:
@@ -225,7 +226,8 @@ class WanDiT(nn.Module):
 
     def conditioning(self, context: Tensor) -> Conditioning:
         """Text embeddings [B, L, text_dim], zero rows as padding, to the keys and values of all blocks."""
-        context, bias = _fold_padding(context.to(self.dtype))
+        context = context.to(self.dtype)
+        context, bias = _fold_padding(context) if self.fold_text else (context, None)
         text = self.text_embedding(context)
         return Conditioning([block.cross_attn.keys_values(text) for block in self.blocks], bias)
 
@@ -235,7 +237,8 @@ class WanDiT(nn.Module):
         return rotary_tables(self.config.rope_dims, grid, self.device)
 
     def patchify(self, latents: Tensor) -> Tensor:  # [B, C, T, h, w] -> [B, S, dim], frame-major, then rows
-        return self.patch_embedding(latents.to(self.dtype)).flatten(2).transpose(1, 2)
+        # contiguous(): the residual keeps this order through all blocks, and every norm would copy it otherwise
+        return self.patch_embedding(latents.to(self.dtype)).flatten(2).transpose(1, 2).contiguous()
 
     def run_blocks(self, x: Tensor, modulation: Tensor, rotary, conditioning: Conditioning) -> Tensor:
         for block, keys_values in zip(self.blocks, conditioning.keys_values, strict=True):

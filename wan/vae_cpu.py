@@ -112,7 +112,7 @@ class FastUpsample(Upsample):
 
     @staticmethod
     def _interleave(x: Tensor) -> Tensor:
-        b, c, t, h, w = x.shape
+        _, c, t, h, w = x.shape
         out = _empty(x, c // 2, 2 * t, h, w)
         out[:, :, 0::2], out[:, :, 1::2] = x.chunk(2, dim=1)
         return out

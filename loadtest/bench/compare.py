@@ -19,7 +19,8 @@ class Process:
     """A `loadtest.bench.worker`; leaves its loop when the context ends."""
 
     def __init__(self, side: str, case: Case):
-        self._side, self._errors = side, tempfile.TemporaryFile("w+")
+        self._side = side
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
         command = [sys.executable, "-m", "loadtest.bench.worker", side, json.dumps(case.as_dict())]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True

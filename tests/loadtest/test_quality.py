@@ -94,7 +94,9 @@ def test_the_plot_has_one_line_for_each_method(tmp_path):
     report.write(rows(), tmp_path, {"checkpoint": "x"})
     assert json.loads((tmp_path / "quality.json").read_text())["rows"][1]["psnr"] == 28
     svg = (tmp_path / "quality-psnr.svg").read_text()
-    assert svg.startswith("<svg") and "xmlns" in svg and svg.count(">teacache<") == 1
+    assert svg.startswith("<svg")
+    assert "xmlns" in svg
+    assert svg.count(">teacache<") == 1
     assert "| teacache=0.1 | 10 + 10 |" in (tmp_path / "quality.md").read_text()
 
 
