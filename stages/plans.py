@@ -88,4 +88,8 @@ def _within(shape: tuple[int, ...], limits: dict) -> bool:
 
 def _shown(profile: dict, name: str) -> str:
     limits = profile["shapes"][name]
-    return str(list(limits["opt"])) if limits["min"] == limits["max"] else f"{list(limits['min'])} to {list(limits['max'])}"
+    return (
+        str(list(limits["opt"]))
+        if limits["min"] == limits["max"]
+        else f"{list(limits['min'])} to {list(limits['max'])}"
+    )

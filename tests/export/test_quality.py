@@ -47,11 +47,17 @@ def test_frames_of_the_package_are_close_to_the_original(checkpoint, packaged):
     assert measured["ssim"] > 0.8
 
 
-def test_videos_of_the_package_show_what_was_asked_for(checkpoint, packaged):
+def test_videos_of_the_package_show_what_those_of_the_original_show(checkpoint, packaged):
     if "random" in str(checkpoint):
         pytest.skip("random weights obey nobody")
     pipeline = Pipeline.from_checkpoint(checkpoint)
+
+    def obeying() -> set[int]:
+        verdicts = evaluate(lambda prompt, seed: pipeline(prompt, seed=seed).frames, count=PROMPTS)
+        return {i for i, verdict in enumerate(verdicts) if verdict.obeys}
+
+    original = obeying()
     pipeline.dit = packaged
-    verdicts = evaluate(lambda prompt, seed: pipeline(prompt, seed=seed).frames, count=PROMPTS)
-    disobeyed = [str(verdict) for verdict in verdicts if not verdict.obeys]
-    assert len(disobeyed) <= (1 if PROMPTS >= 20 else 0), disobeyed
+    lost = original - obeying()
+    assert len(original) > PROMPTS / 2
+    assert len(lost) <= (1 if PROMPTS >= 20 else 0), sorted(lost)

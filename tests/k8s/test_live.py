@@ -189,7 +189,7 @@ def test_every_rule_is_evaluated_without_an_error(wan):
 def test_pre_stop_under_load_loses_nothing(wan):
     """The preStop command of the rendered pod, run against a worker with more jobs waiting: each job ends, once."""
     wan.processes["w2"].stop()
-    jobs = [wan.submit(**SMALL | {"steps": 60}, seed=200 + n) for n in range(4)]
+    jobs = [wan.submit(**SMALL | {"steps": 800}, seed=200 + n) for n in range(4)]
     until(lambda: any(wan.status(job)["step"] > 2 for job in jobs))
     hook = container("spot", "Deployment/wan-triton", "worker")["lifecycle"]["preStop"]["exec"]["command"]
     assert hook[:3] == ["python3", "-m", "service.drain"]

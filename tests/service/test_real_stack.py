@@ -53,7 +53,7 @@ def test_bentoml_generate_returns_the_video_and_metrics_show_it(drill):
 
 
 def test_previews_come_from_the_real_denoise_stage(drill):
-    job = drill.call("POST", "/v1/videos", json=faults.REQUEST | {"steps": 60, "preview": True}).json()
+    job = drill.call("POST", "/v1/videos", json=faults.REQUEST | {"steps": 800, "preview": True}).json()
     video = drill.until(job["id"], lambda video: video["preview_url"] or faults.is_over(video))
     assert video["preview_url"], "the job ended before a preview"
     picture = drill.call("GET", video["preview_url"]).content
