@@ -128,7 +128,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", default="models/tiny")
-    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--count", type=int, default=len(HELD_OUT))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance-scale", type=float)
