@@ -54,8 +54,9 @@ def encode_clips(out: Path, count: int) -> tuple[list[Scene], Tensor]:
         latents.append((vae.encode_moments(clips, FeatureCache(None))[0] - mean) / std)
         if start % 1600 == 0:
             print(f"encoded {start} of {count} clips", flush=True)
-    save_file({"latents": torch.cat(latents)}, cache)
-    return scenes, torch.cat(latents)
+    joined = torch.cat(latents).contiguous()
+    save_file({"latents": joined}, cache)
+    return scenes, joined
 
 
 class Embedder:
@@ -99,10 +100,10 @@ def _optimizers(dit: WanDiT, peak_lr: float) -> list[torch.optim.Optimizer]:
 
 
 def train(
-    dit: WanDiT, out: Path, scenes: list[Scene], latents: Tensor, steps: int, batch_size: int, peak_lr: float
+    dit: WanDiT, out: Path, scenes: list[Scene], latents: Tensor, steps: int, batch_size: int, peak_lr: float, seed: int
 ) -> WanDiT:
     """Train for `steps`; returns the moving average of the weights, which is also written every 500 steps."""
-    embed, rng, generator = Embedder(out), random.Random(1), torch.Generator().manual_seed(1)
+    embed, rng, generator = Embedder(out), random.Random(seed), torch.Generator().manual_seed(seed)
     average = copy.deepcopy(dit).requires_grad_(False)
     optimizers = _optimizers(dit, peak_lr)
     schedules = [
@@ -142,8 +143,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/tiny"))
     parser.add_argument("--clips", type=int, default=4000)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--peak-lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=1, help="of the order of clips, prompts and noise")
     parser.add_argument("--resume", action="store_true", help="start from OUT/dit.safetensors")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -152,7 +155,7 @@ def main() -> None:
     initialise(dit)
     if args.resume:
         dit.load_state_dict(load_file(args.out / "dit.safetensors"))
-    train(dit, args.out, scenes, latents, args.steps, args.batch_size, peak_lr=1e-3)
+    train(dit, args.out, scenes, latents, args.steps, args.batch_size, args.peak_lr, args.seed)
 
 
 if __name__ == "__main__":

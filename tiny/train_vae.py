@@ -27,6 +27,7 @@ from wan.vae import AttentionBlock, CausalConv3d, Downsample, FeatureCache, Resi
 ARCHITECTURE = dict(dim=16, z_dim=16, num_res_blocks=1)
 EMA = 0.995
 OBJECT_WEIGHT = 6.0
+USUAL_CONTRAST = 1.7  # of object and background, colours in -1..1
 LATENT_NOISE = 0.05
 LATENT_PENALTY = 1e-4  # keeps the latents near unit scale, relative to which the noise is small
 STAGES = ("frames", "clips", "decoder")
@@ -38,8 +39,10 @@ def reconstruction_loss(vae: WanVAE, video: Tensor) -> tuple[Tensor, float]:
     mean, _ = vae.encode_moments(video, FeatureCache(None))
     cache = FeatureCache(None)
     output = vae.decoder(vae.conv2(mean + LATENT_NOISE * torch.randn_like(mean), cache), cache)
-    is_object = (video - video[..., :1, :1]).abs().amax(dim=1, keepdim=True) > 0.1
-    weight = 1 + (OBJECT_WEIGHT - 1) * is_object
+    difference = (video - video[..., :1, :1]).norm(dim=1, keepdim=True)
+    contrast = difference.amax(dim=(1, 2, 3, 4), keepdim=True)
+    # Else the shape of what hardly stands out, green on gray say, costs next to nothing.
+    weight = 1 + (OBJECT_WEIGHT - 1) * (difference > 0.1) * (USUAL_CONTRAST / contrast).square()
     error = output - video
     loss = (weight * (error.abs() + 10 * error**2)).mean() + LATENT_PENALTY * (mean**2).mean()
     return loss, F.mse_loss(output, video).item()
@@ -122,7 +125,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/tiny"))
     parser.add_argument("--frame-steps", type=int, default=2500)
     parser.add_argument("--clip-steps", type=int, default=800)
-    parser.add_argument("--decoder-steps", type=int, default=800)
+    parser.add_argument("--decoder-steps", type=int, default=2000)
     parser.add_argument(
         "--start", choices=STAGES, default=STAGES[0], help="a later stage goes on with OUT/vae.safetensors"
     )
