@@ -23,8 +23,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from wan import keys
-from wan.checkpoint import Checkpoint, TensorFiles
+from wan.checkpoint import Checkpoint
 from wan.errors import CheckpointError, UnsupportedCheckpoint
+from wan.tensor_files import TensorFiles
 
 FP8_TYPES = {"F8_E4M3", "F8_E5M2", torch.float8_e4m3fn, torch.float8_e5m2}
 FLOAT_TYPES = {"F32", "F16", "BF16", torch.float32, torch.float16, torch.bfloat16}

@@ -33,6 +33,7 @@ def build(checkpoint: Checkpoint, repository: Path, denoise_instances: int, step
     strides = {"spatial_stride": vae_config.spatial_stride, "temporal_stride": vae_config.temporal_stride}
     return {
         "defaults": asdict(checkpoint.defaults),
+        "caches": sorted(checkpoint.caches),
         "text": {"length": TEXT_LENGTH, "dim": text.d_model},
         "vae": {"z_dim": vae_config.z_dim} | strides,
         "dit": asdict(dit),

@@ -191,6 +191,7 @@ def describe(job: GpuExport, placement: Placement) -> dict:
     slots = [[slot.channels, slot.frames, slot.scale] for slot in decoder_slots(job.vae)]
     return {
         "defaults": asdict(job.checkpoint.defaults),
+        "caches": sorted(job.checkpoint.caches),
         "text": {"length": TEXT_LENGTH, "dim": job.text.d_model},
         "vae": vae | {"cache": slots},
         "dit": asdict(job.dit),

@@ -3,15 +3,21 @@
 import hashlib
 import json
 import time
+from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from stages.metrics import DenoiseMetrics
 from stages.preview import PreviewProjection
 from stages.rundir import RunDirectory, StepCheckpoint
-from wan.denoise import Progress, Resume
+from wan.denoise import Progress, Resume, guided_steps
 from wan.errors import Cancelled
 from wan.request import GenerationRequest
 from wan.samplers import SamplerState
+
+CHECKPOINT_SHARE = 0.01  # of the loop's time; where writing takes more, checkpoints come less often,
+LONGEST_PAUSE = 4  # but at least every so many intervals
+RECENT_STEPS = 5  # of a kind; their mean follows a machine that others slow down
 
 
 def fingerprint(request: GenerationRequest, model: str) -> str:
@@ -28,12 +34,42 @@ class Intervals:
     preview: float
 
 
+class TimeLeft:
+    """Seconds that the rest of a plan will take, from the steps that were timed.
+
+    Steps differ in kind: computed or skipped, with one branch or, while guidance is on, with two.
+    """
+
+    def __init__(self, plan: Sequence[bool], guided: int):
+        self._kinds = [(computed, 2 if i < guided else 1) for i, computed in enumerate(plan)]
+        self._seconds: dict[tuple[bool, int], deque[float]] = defaultdict(lambda: deque(maxlen=RECENT_STEPS))
+
+    def took(self, step: int, seconds: float) -> None:
+        """Note the duration of `step`, counted from 0."""
+        self._seconds[self._kinds[step]].append(seconds)
+
+    def after(self, step: int) -> float | None:
+        """Seconds from the moment when `step` steps are done; None before a computed step was timed."""
+        if not any(computed for computed, _ in self._seconds):
+            return None
+        return sum(map(self._expected, self._kinds[step:]))
+
+    def _expected(self, kind: tuple[bool, int]) -> float:
+        computed, branches = kind
+        if recent := self._seconds.get(kind):
+            return sum(recent) / len(recent)
+        if other := self._seconds.get((computed, 3 - branches)):
+            return sum(other) / len(other) * branches / (3 - branches)
+        return 0.0  # skipped steps hardly count until one was seen
+
+
 class DenoiseRun:
-    """The `on_step` of one request. Without a directory only the metrics are kept."""
+    """The `on_step` of one request, whose `plan` says which steps are computed. Without a directory only the metrics are kept."""
 
     def __init__(
         self,
         request: GenerationRequest,
+        plan: Sequence[bool],
         model: str,
         directory: RunDirectory | None,
         intervals: Intervals,
@@ -44,8 +80,9 @@ class DenoiseRun:
         self._request, self._intervals, self._preview = request, intervals, preview
         self._fingerprint = fingerprint(request, model)
         self._first_step = 0
-        self._computed_seconds: list[float] = []
+        self._time_left = TimeLeft(plan, guided_steps(request))
         self._last_checkpoint = self._last_preview = time.monotonic()
+        self._checkpoint_pause = intervals.checkpoint
 
     def resume_point(self) -> Resume | None:
         """Where an earlier run of this request was stopped; raises CheckpointRefused if the file is of another request."""
@@ -66,8 +103,7 @@ class DenoiseRun:
 
     def __call__(self, progress: Progress) -> None:
         self.metrics.stepped("computed" if progress.computed else "cached", progress.seconds, time.time())
-        if progress.computed:
-            self._computed_seconds.append(progress.seconds)
+        self._time_left.took(progress.step - 1, progress.seconds)
         if self.directory is None:
             return
         self._write_progress(progress.step, progress.steps, progress.skipped, progress.seconds)
@@ -79,26 +115,28 @@ class DenoiseRun:
             self._stop(progress.step)
 
     def _write_progress(self, step: int, steps: int, skipped: int, seconds: float) -> None:
-        recent = self._computed_seconds[-5:]
-        average = sum(recent) / len(recent) if recent else None
-        eta = None if average is None else round(average * (steps - step), 3)
+        left = self._time_left.after(step)
         self.directory.write_progress(
             {
                 "step": step,
                 "steps": steps,
                 "skipped": skipped,
                 "step_seconds": round(seconds, 4),
-                "eta_seconds": eta,
+                "eta_seconds": None if left is None else round(left, 3),
                 "phase": "denoise",
             }
         )
 
     def _save_checkpoint(self, progress: Progress, at_once: bool) -> None:
-        due = time.monotonic() - self._last_checkpoint >= self._intervals.checkpoint
+        due = time.monotonic() - self._last_checkpoint >= self._checkpoint_pause
         if progress.resumable and (due or at_once):
             checkpoint = StepCheckpoint(progress.step, self._request.seed, progress.state.tensors())
+            began = time.monotonic()
             self.directory.save_checkpoint(checkpoint, self._fingerprint)
             self._last_checkpoint = time.monotonic()
+            interval = self._intervals.checkpoint
+            on_a_slow_disk = (self._last_checkpoint - began) / CHECKPOINT_SHARE
+            self._checkpoint_pause = min(max(interval, on_a_slow_disk), LONGEST_PAUSE * interval)
 
     def _save_preview(self, progress: Progress) -> None:
         due = time.monotonic() - self._last_preview >= self._intervals.preview

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from stages.metrics import DenoiseMetrics
 from stages.preview import PreviewProjection
 from stages.rundir import RunDirectory
 from stages.settings import StageSettings, threads
+from wan import compile, samplers
 from wan.checkpoint import Checkpoint
 from wan.config import Defaults
-from wan.denoise import denoise
+from wan.denoise import computed_steps, denoise
 from wan.errors import InvalidRequest
 from wan.fp8 import load_dit
-from wan.optimize import optimized
+from wan.optimize import Options, optimize
 from wan.pipeline import describe
 from wan.request import GenerationRequest
 
@@ -29,8 +30,6 @@ class DenoiseStage:
     def __init__(self, artifacts: Artifacts, settings: StageSettings, metrics: DenoiseMetrics):
         self._manifest, self._settings, self._metrics = artifacts.manifest, settings, metrics
         self._text = artifacts.manifest["text"]
-        # On a GPU the weights also depend on precision and LoRAs.
-        self._model = artifacts.manifest.get("model") or artifacts.manifest["source"]["sha256"]
         self._device = torch.device(artifacts.device or settings.device)
         leave_room(artifacts.manifest, "denoise", self._device)
         if self._device.type == "cpu":
@@ -39,16 +38,27 @@ class DenoiseStage:
         checkpoint = Checkpoint.open(artifacts["checkpoint"])
         self._grid, self._caches = checkpoint.grid, checkpoint.caches
         dtype = torch.float32 if self._device.type == "cpu" else torch.bfloat16
-        self._dit = optimized(load_dit(checkpoint, self._device, dtype))
+        self._dit = load_dit(checkpoint, self._device, dtype)
+        engine = optimize(self._dit, _options(settings, self._device))
+        # On a GPU the weights also depend on precision and LoRAs. Only the same arithmetic gives the same bits.
+        weights = artifacts.manifest.get("model") or artifacts.manifest["source"]["sha256"]
+        self._model = json.dumps({"weights": weights} | engine, sort_keys=True)
         self._preview = PreviewProjection.from_manifest(artifacts.manifest)
         self._intervals = Intervals(settings.checkpoint_seconds, settings.preview_seconds)
         self._warm_up()
 
     def _warm_up(self) -> None:
+        """One step of each size, with and without guidance: kernels are chosen, and compiled, by shape."""
         defaults = Defaults.from_dict(self._manifest["defaults"], "manifest.json: defaults")
-        request = GenerationRequest.create(replace(defaults, steps=1), prompt="warm up", seed=0, cache_threshold=0.0)
         context = torch.zeros(self._text["length"], self._text["dim"])
-        denoise(self._dit, context, context, request, grid=self._grid)
+        default = (defaults.width, defaults.height, defaults.num_frames)
+        for width, height, frames in self._settings.warm_sizes or (default,):
+            for guidance in {1.0, defaults.guidance_scale}:
+                request = GenerationRequest.create(
+                    defaults, prompt="warm up", seed=0, width=width, height=height, num_frames=frames,
+                    steps=1, guidance_scale=guidance, cache_threshold=0.0,
+                )  # fmt: skip
+                denoise(self._dit, context, context, request, grid=self._grid)
 
     def handle(self, request) -> dict[str, np.ndarray | torch.Tensor]:
         generation, tokenized_at = _generation(scalar(request, "REQUEST", "STRING"))
@@ -56,10 +66,17 @@ class DenoiseStage:
         context, negative = device_tensor(request, "CONTEXT", dims), device_tensor(request, "NEGATIVE_CONTEXT", dims)
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
         preview = self._preview if flag(request, "preview") else None
-        run = DenoiseRun(generation, self._model, directory, self._intervals, self._metrics, preview)
+        plan = self._plan(generation)
+        run = DenoiseRun(generation, plan, self._model, directory, self._intervals, self._metrics, preview)
         latents, info = self._run(run, generation, context[0], negative[0])
-        info["seconds"]["text_encoder"] = round(_encoding_seconds(request, tokenized_at), 4)
+        if (encoding := _encoding_seconds(request, tokenized_at)) is not None:
+            info["seconds"]["text_encoder"] = round(encoding, 4)
         return {"LATENTS": latents, "INFO": np.array([json.dumps(info)], np.object_)}
+
+    @torch.inference_mode()
+    def _plan(self, generation: GenerationRequest) -> tuple[bool, ...]:
+        schedule = samplers.schedule(generation.sampler, generation.steps, generation.flow_shift, self._grid)
+        return computed_steps(self._dit, schedule, self._caches.get(generation.cache), generation)
 
     def _run(self, run: DenoiseRun, generation: GenerationRequest, context, negative) -> tuple[torch.Tensor, dict]:
         began, success = time.monotonic(), False
@@ -84,6 +101,16 @@ class DenoiseStage:
         return latents, describe(generation, steps, self._manifest["defaults"]["fps"], {"denoise": round(seconds, 4)})
 
 
+def _options(settings: StageSettings, device: torch.device) -> Options:
+    """What the settings ask for; compilation pays on a GPU."""
+    fuse = settings.compile
+    if fuse is None:
+        fuse = device.type == "cuda" and compile.missing(device) is None
+    if fuse and settings.compile_dir:
+        compile.keep_in(settings.compile_dir)
+    return Options(linear=settings.linear, attention=settings.attention, compile=fuse)
+
+
 def _generation(text: str) -> tuple[GenerationRequest, float]:
     """The request that the tokenizer resolved, and when it did (monotonic seconds)."""
     names = {field.name for field in fields(GenerationRequest)}
@@ -94,7 +121,10 @@ def _generation(text: str) -> tuple[GenerationRequest, float]:
         raise InvalidRequest("REQUEST", text, "the REQUEST of the tokenizer model") from error
 
 
-def _encoding_seconds(request, tokenized_at: float) -> float:
-    """Seconds spent on encoding for this request: an embedding older than its tokens came from the cache."""
-    timings = [find(request, name) for name in ("TIMING", "NEGATIVE_TIMING")]
-    return float(sum(timing[1] for timing in timings if timing is not None and timing[0] >= tokenized_at))
+def _encoding_seconds(request, tokenized_at: float) -> float | None:
+    """Seconds spent on encoding for this request, or None from an encoder that does not time itself (a TensorRT plan).
+
+    An embedding older than its tokens came from the cache.
+    """
+    timings = [found for name in ("TIMING", "NEGATIVE_TIMING") if (found := find(request, name)) is not None]
+    return float(sum(timing[1] for timing in timings if timing[0] >= tokenized_at)) if timings else None

@@ -4,6 +4,7 @@ Works on anything shaped like `pb_utils.InferenceRequest`, so it needs no Triton
 """
 
 import json
+from collections.abc import Collection
 
 import numpy as np
 
@@ -23,7 +24,9 @@ PARAMETERS = {
     "FLOW_SHIFT": "FP32",
     "SEED": "INT64",
     "SAMPLER": "STRING",
+    "CACHE": "STRING",
     "CACHE_THRESHOLD": "FP32",
+    "GUIDANCE_END": "FP32",
 }
 NUMPY_TYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "FP64": np.float64, "STRING": np.object_}
 
@@ -58,6 +61,8 @@ def scalar(request, name: str, kind: str) -> int | float | str:
     item = value[0]
     if kind == "STRING":
         return text(name, item)
+    if kind == "FP32":
+        return float(str(item))  # the number that was meant: 0.1, not the 0.10000000149 that a float32 makes of it
     return item.item()
 
 
@@ -93,6 +98,14 @@ def check_video_bytes(request: GenerationRequest, limit: int) -> None:
         raise InvalidRequest(
             "WIDTH x HEIGHT x NUM_FRAMES", shape, f"at most {limit / 1e6:.0f} MB (WAN_MAX_VIDEO_BYTES)"
         )
+
+
+def check_cache(request: GenerationRequest, calibrated: Collection[str]) -> None:
+    """Refuse a step cache that the checkpoint is not calibrated for."""
+    if request.cache_threshold > 0 and request.cache not in calibrated:
+        known = ", ".join(calibrated) or "none"
+        allowed = f"with CACHE_THRESHOLD above 0: {known}, as calibrated by python -m wan.calibrate"
+        raise InvalidRequest("CACHE", request.cache, allowed)
 
 
 def parameter(request, name: str, default):

@@ -24,7 +24,9 @@ def _answer_one(pb_utils, request, handle: Callable[[object], dict]):
         outputs = handle(request)
     except Exception as error:
         return pb_utils.InferenceResponse(error=triton_error(pb_utils, error))
-    return pb_utils.InferenceResponse(output_tensors=[_tensor(pb_utils, name, value) for name, value in outputs.items()])
+    return pb_utils.InferenceResponse(
+        output_tensors=[_tensor(pb_utils, name, value) for name, value in outputs.items()]
+    )
 
 
 def _tensor(pb_utils, name: str, value):

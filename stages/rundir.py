@@ -8,10 +8,12 @@ Triton carries no cancel into a running ensemble step and a unary ensemble has n
         checkpoint.safetensors   written by denoise, read by the denoise that goes on
         preview.webp             written by denoise on request
 
-Every file is written under a temporary name and renamed, so a reader never sees half of one.
+Every file is written under a temporary name and renamed, so a reader never sees half of one. A file that cannot be written
+(the disk is full) is left out: it tells or saves something, but the video does not depend on it.
 """
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from wan.errors import InvalidRequest
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CHECKPOINT_FORMAT = "1"
+logger = logging.getLogger(__name__)
 
 
 class CheckpointRefused(Exception):
@@ -68,11 +71,13 @@ class RunDirectory:
         self.replace("progress.json", lambda path: path.write_text(json.dumps(progress)))
 
     def replace(self, name: str, write: Callable[[Path], object]) -> None:
-        """Let `write` fill a temporary file, then put it in the place of `name`."""
+        """Let `write` fill a temporary file, then put it in the place of `name`; a warning in the log when that fails."""
         temporary = self.path / f".{name}.{os.getpid()}.tmp"
         try:
             write(temporary)
             os.replace(temporary, self.path / name)
+        except (OSError, SafetensorError) as error:
+            logger.warning("%s of request %s is not written: %s", name, self.path.name, error)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -6,10 +6,17 @@ under the same count.
 """
 
 import os
+import re
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from wan.attention import BACKENDS
+from wan.optimize import LINEAR
+
+SIZE = re.compile(r"(\d+)x(\d+)x(\d+)")
 
 
 class SettingsError(Exception):
@@ -28,12 +35,32 @@ class StageSettings(BaseSettings):
     preview_seconds: float = Field(1.0, gt=0, description="least time between two previews of a request")
     max_video_bytes: int = Field(1 << 30, gt=0, description="largest video, width x height x frames x 3")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where denoise runs")
+    linear: Literal[LINEAR] = Field("auto", description="linear layers of the DiT; fp8 loses quality")
+    attention: Literal[("auto", *BACKENDS)] = Field(
+        "auto", description="attention of the DiT; sage, int8 and int8-fp8 lose quality"
+    )
+    compile: bool | None = Field(None, description="fuse the elementwise work of the DiT; without it: on a GPU")
+    compile_dir: Path | None = Field(None, description="keeps compiled code, so that a restart finds it")
+    warm_sizes: Annotated[tuple[tuple[int, int, int], ...], NoDecode] = Field(
+        (),
+        description="WIDTHxHEIGHTxFRAMES, comma-separated: run before the stage is ready; without it: the default size",
+    )
     denoise_threads: int = Field(0, ge=0, le=1024, description="threads of the DiT on a CPU")
     encoder_threads: int = Field(0, ge=0, le=1024, description="threads of the text encoder on a CPU")
     decoder_threads: int = Field(0, ge=0, le=1024, description="threads of the VAE decoder on a CPU")
     decoder_weights_on_gpu: float = Field(
         1.0, ge=0, le=1, description="share of the decoder's weights on the GPU, for plans with weight streaming"
     )
+
+    @field_validator("warm_sizes", mode="before")
+    @classmethod
+    def _sizes(cls, value):
+        if not isinstance(value, str):
+            return value
+        sizes = [SIZE.fullmatch(part.strip()) for part in value.split(",") if part.strip()]
+        if None in sizes:
+            raise ValueError("sizes WIDTHxHEIGHTxFRAMES, comma-separated, for example 832x480x81,480x832x81")
+        return tuple(tuple(map(int, size.groups())) for size in sizes)
 
 
 def load_settings() -> StageSettings:
@@ -49,7 +76,9 @@ def load_settings() -> StageSettings:
 
 
 def _allowed(problem: dict) -> str:
-    message = problem["msg"].removeprefix("Input should be ").removeprefix("String should ")
+    message = problem["msg"]
+    for prefix in ("Value error, ", "Input should be ", "String should "):
+        message = message.removeprefix(prefix)
     return message[0].lower() + message[1:]
 
 

@@ -32,24 +32,14 @@ def keep_in(directory: Path) -> None:
 
 
 def compile_blocks(dit: WanDiT) -> None:
-    """Compile the blocks of `dit`; the work is done when a shape first comes by, see `warm_up`.
+    """Compile the blocks of `dit`; the work is done when a shape first comes by.
 
     Raises InvalidRequest if the machine has no compiler.
     """
     if reason := missing(dit.device):
         raise InvalidRequest("compile", True, f"false on this machine ({reason})")
     torch._dynamo.config.recompile_limit = MAX_SHAPES
-    dit.fold_text = False  # or every length of prompt would be a shape of its own; cross-attention is 1 % of a real size
+    # Folded, every length of prompt would be a shape of its own; cross-attention is 1 % of a real size.
+    dit.fold_text = False
     for block in dit.blocks:
         block.compile(dynamic=False)  # shapes are few and known; a kernel for any shape is slower on each
-
-
-@torch.inference_mode()
-def warm_up(dit: WanDiT, sizes: list[tuple[int, int, int]]) -> None:
-    """Run the model once for each pixel size (width, height, frames), with one and with both guidance branches."""
-    config = dit.config
-    for width, height, frames in sizes:
-        for batch in (1, 2):
-            shape = (batch, config.in_channels, 1 + (frames - 1) // 4, height // 8, width // 8)
-            context = torch.ones(batch, config.text_len, config.text_dim, device=dit.device)
-            dit(torch.zeros(shape, device=dit.device), torch.full((1,), 500.0, device=dit.device), context)

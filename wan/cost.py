@@ -5,14 +5,17 @@
     skipped step  = per_skipped_step + branches * per_skipped_token * S
 
 S is the length of the DiT's sequence; the square stands for self-attention; branches is 2 while guidance is on. Which
-steps are computed is known before the run (`wan.denoise.computed_steps`), so a cache is priced exactly.
+steps are computed is known before the run (`wan.denoise.computed_steps`), so a cache is priced exactly. The file also
+holds the plans of both caches, so that a service can price a request without the model.
 """
 
 import argparse
 import json
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -20,11 +23,17 @@ import torch
 from torch import Tensor
 
 from wan import samplers
+from wan.config import Defaults
 from wan.denoise import denoise, guided_steps
 from wan.pipeline import Pipeline
 from wan.request import GenerationRequest
 
 Size = tuple[int, int, int]  # width, height, frames
+PLANNED_STEPS = (*range(1, 11), 12, 15, 16, 18, 20, 24, 25, 28, 30, 35, 40, 45, 50, 60)
+_FINE, _MIDDLE, _COARSE = range(5, 50, 5), range(50, 500, 10), range(500, 1001, 50)  # thousandths
+THRESHOLDS = tuple(i / 1000 for i in (*_FINE, *_MIDDLE, *_COARSE, 2000, 5000, 10000))
+LARGEST_TOKENS = 512  # below it the constant part of a step hides what a token costs
+REPEATS = 15  # enough beside other work; an idle machine needs fewer
 
 
 def tokens(width: int, height: int, frames: int) -> int:
@@ -77,31 +86,76 @@ class Measurement:
     decode: float
     encode: float
 
+    def request(self, steps: int, computed: int) -> float:
+        """Seconds of a whole request of so many steps."""
+        return self.encode + computed * self.computed + (steps - computed) * self.skipped + self.decode
+
 
 class _EveryThird:
-    """A plan of which two steps in three are skipped."""
+    """A plan of which every third step is skipped."""
 
     def plan(self, time: Tensor, modulation: Tensor, threshold: float) -> tuple[bool, ...]:
-        return tuple(i % 3 == 0 for i in range(time.shape[0]))
+        return tuple(i % 3 != 2 for i in range(time.shape[0]))
 
 
-def measure(pipeline: Pipeline, size: Size, branches: int, repeats: int = 3) -> Measurement:
-    """Time the parts of a request of `size` on this machine; the first step of each kind only warms up."""
-    width, height, frames = size
-    request = GenerationRequest.create(
-        pipeline.defaults, "a cat", width=width, height=height, num_frames=frames, seed=0, cache_threshold=1.0,
-        steps=3 * (repeats + 1), guidance_scale=float(1 + branches),
-        guidance_end=1.0 if branches == 2 else 0.0,
-    )  # fmt: skip
-    began = time.perf_counter()
-    context, negative = pipeline.encode([request.prompt, request.negative_prompt])
-    encoded = time.perf_counter()
-    latents, info = denoise(pipeline.dit, context, negative, request, grid=pipeline.grid, cache_model=_EveryThird())
-    denoised = time.perf_counter()
-    pipeline.decode(latents)
-    decode = time.perf_counter() - denoised
-    computed, skipped = info.step_seconds[3::3], [*info.step_seconds[4::3], *info.step_seconds[5::3]]
-    return Measurement(size, branches, median(computed), median(skipped), decode, encoded - began)
+class _Probe:
+    """A short request of one size, first half with guidance, that is run and timed again and again."""
+
+    def __init__(self, pipeline: Pipeline, size: Size):
+        self.pipeline, self.size = pipeline, size
+        width, height, frames = size
+        self._request = GenerationRequest.create(
+            pipeline.defaults, "a cat", width=width, height=height, num_frames=frames, seed=0, cache_threshold=1.0,
+            steps=12, guidance_scale=2.0, guidance_end=0.5,
+        )  # fmt: skip
+        self._steps: dict[tuple[bool, int], list[float]] = defaultdict(list)  # (computed, branches) -> seconds
+        self._encode: list[float] = []
+        self._decode: list[float] = []
+
+    def _now(self) -> float:
+        if self.pipeline.dit.device.type == "cuda":
+            torch.cuda.synchronize(self.pipeline.dit.device)
+        return time.perf_counter()
+
+    def warm_up(self) -> None:
+        self.run()
+        for seconds in (*self._steps.values(), self._encode, self._decode):
+            seconds.clear()
+
+    def run(self) -> None:
+        began = self._now()
+        context, negative = self.pipeline.encode([self._request.prompt, self._request.negative_prompt])
+        self._encode.append(self._now() - began)
+        marks: list[float] = []
+        latents, info = denoise(
+            self.pipeline.dit, context, negative, self._request, grid=self.pipeline.grid, cache_model=_EveryThird(),
+            on_step=lambda _: marks.append(self._now()),
+        )  # fmt: skip
+        for i, (before, after) in enumerate(pairwise(marks), start=1):  # step 0 also sets up the loop
+            self._steps[info.plan[i], 2 if i < guided_steps(self._request) else 1].append(after - before)
+        began = self._now()
+        self.pipeline.decode(latents)
+        self._decode.append(self._now() - began)
+
+    def results(self) -> list[Measurement]:
+        """Without and with guidance."""
+        common = median(self._decode), median(self._encode)
+        steps = {kind: median(seconds) for kind, seconds in self._steps.items()}
+        return [Measurement(self.size, n, steps[True, n], steps[False, n], *common) for n in (1, 2)]
+
+
+def measure(pipeline: Pipeline, sizes: Sequence[Size], repeats: int = REPEATS) -> list[Measurement]:
+    """Time the parts of requests on this machine, for each size without and with guidance.
+
+    The sizes take turns, so that a machine that is slower for a while is so for all of them.
+    """
+    probes = [_Probe(pipeline, size) for size in sizes]
+    for probe in probes:
+        probe.warm_up()
+    for _ in range(repeats):
+        for probe in probes:
+            probe.run()
+    return [measurement for probe in probes for measurement in probe.results()]
 
 
 def _nonnegative(columns: list[list[float]], seconds: list[float]) -> list[float]:
@@ -137,54 +191,92 @@ def fit(measured: Sequence[Measurement]) -> CostModel:
     return CostModel(overhead, per_step, per_token, per_square, per_skip, per_skipped_token, per_pixel)
 
 
-def errors(model: CostModel, held_out: Sequence[Measurement]) -> list[float]:
-    """Relative errors of the predicted computed step."""
-    return [abs(model.step(tokens(*m.size), m.branches, True) / m.computed - 1) for m in held_out]
+def errors(model: CostModel, held_out: Sequence[Measurement], steps: int) -> list[float]:
+    """Relative errors of predicted requests of `steps` steps, each with all and with half of them computed."""
+    found = []
+    for m in held_out:
+        for computed in (steps, (steps + 1) // 2):
+            plan = (True,) * computed + (False,) * (steps - computed)
+            predicted = model.predict(*m.size, steps, m.branches == 2, plan)
+            found.append(abs(predicted / m.request(steps, computed) - 1))
+    return found
 
 
-def computed_shares(pipeline: Pipeline, thresholds: Sequence[float]) -> dict[str, list[list[float]]]:
-    """For each calibrated cache, [threshold, share of the default steps that it computes], for pricing without the model."""
+def plan_table(
+    pipeline: Pipeline, step_counts: Sequence[int] = PLANNED_STEPS, thresholds: Sequence[float] = THRESHOLDS
+) -> dict[str, dict[str, dict[str, str]]]:
+    """For each calibrated cache and number of steps, the plan from each threshold on at which it changes, "1" for computed.
+
+    With the default sampler and flow shift. A threshold below the first computes every step.
+    """
     d = pipeline.defaults
-    schedule = samplers.schedule(d.sampler, d.steps, d.flow_shift, pipeline.grid)
-    timesteps = torch.tensor(schedule.timesteps, dtype=torch.float64, device=pipeline.dit.device)
-    embeddings = pipeline.dit.time_embeddings(timesteps)
-    return {
-        name: [[t, sum(cache.plan(*embeddings, t)) / d.steps if t else 1.0] for t in thresholds]
-        for name, cache in pipeline.caches.items()
-    }
+    table: dict[str, dict[str, dict[str, str]]] = {name: {} for name in pipeline.caches}
+    for steps in sorted({*step_counts, d.steps}):
+        schedule = samplers.schedule(d.sampler, steps, d.flow_shift, pipeline.grid)
+        timesteps = torch.tensor(schedule.timesteps, dtype=torch.float64, device=pipeline.dit.device)
+        embeddings = pipeline.dit.time_embeddings(timesteps)
+        for name, cache in pipeline.caches.items():
+            changes, last = {}, "1" * steps
+            for threshold in thresholds:
+                plan = "".join("01"[computed] for computed in cache.plan(*embeddings, threshold))
+                if plan != last:
+                    changes[str(threshold)] = last = plan
+            table[name][str(steps)] = changes
+    return table
 
 
-def default_sizes(pipeline: Pipeline) -> tuple[list[Size], list[Size]]:
-    """Sizes to fit and sizes to check on: around the default, in each direction."""
-    d = pipeline.defaults
-    w, h, t = d.width, d.height, d.num_frames
-    half = max(1, (t - 1) // 8) * 4 + 1
-    fitted = [(w, h, half), (w, h, t), (w, 2 * h, t), (2 * w, 2 * h, half), (2 * w, 2 * h, t)]
-    held_out = [(2 * w, h, t), (2 * w, h, half), ((3 * w // 2) // 16 * 16, (3 * h // 2) // 16 * 16, t)]
+def default_sizes(d: Defaults) -> tuple[list[Size], list[Size]]:
+    """Sizes to fit and sizes to check on: from the default downwards, or upwards where that is small."""
+    scale = 1
+    while tokens(scale * d.width, scale * d.height, d.num_frames) < LARGEST_TOKENS:
+        scale += 1
+
+    def sized(width: float, height: float, frames: float) -> Size:
+        sides = (
+            max(16, round(share * scale * side / 16) * 16) for share, side in ((width, d.width), (height, d.height))
+        )
+        return *sides, max(1, round(frames * (d.num_frames - 1) / 4) * 4 + 1)
+
+    fitted = [
+        sized(*shares)
+        for shares in ((1, 1, 1), (1, 1, 0.5), (0.5, 1, 1), (0.5, 0.5, 1), (0.25, 0.5, 1), (0.25, 0.25, 1))
+    ]
+    held_out = [sized(*shares) for shares in ((0.75, 0.75, 1), (1, 0.5, 0.5), (0.5, 0.25, 1), (0.4, 0.4, 0.75))]
     return fitted, held_out
 
 
-def main(arguments: list[str] | None = None) -> int:
+def write(path: Path, model: CostModel, plans: dict, about: dict) -> None:
+    """The file that the service reads (WAN_COST_FILE); `about` goes first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = about | asdict(model) | {"plans": plans}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m wan.cost", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("build/cost.json"))
-    parser.add_argument("--sizes", nargs="+", metavar="WxHxT", help="fit these; every third is held out")
+    parser.add_argument("--out", type=Path, default=Path("build/cost.json"), help="for WAN_COST_FILE")
+    parser.add_argument("--sizes", nargs="+", metavar="WxHxT", help="measure these; every third is held out")
+    parser.add_argument(
+        "--repeats", type=int, default=REPEATS, help="fewer do on an idle machine; default: %(default)s"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    given = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = _arguments(arguments)
     pipeline = Pipeline.from_checkpoint(given.checkpoint, device=given.device)
-    fitted, held_out = default_sizes(pipeline)
+    fitted, held_out = default_sizes(pipeline.defaults)
     if given.sizes:
         sizes = [tuple(map(int, text.split("x"))) for text in given.sizes]
         held_out, fitted = sizes[2::3], [s for i, s in enumerate(sizes) if i % 3 != 2]
-    measured = [measure(pipeline, size, branches) for size in fitted for branches in (1, 2)]
-    checks = [measure(pipeline, size, branches) for size in held_out for branches in (1, 2)]
-    model = fit(measured)
-    worst = max(errors(model, checks), default=float("nan"))
-    shares = computed_shares(pipeline, (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5))
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"_": f"Seconds; measured by python -m wan.cost {given.checkpoint} on {given.device}"}
-    content |= asdict(model) | {"computed_share": shares, "held_out_error": worst}
-    given.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    measured = measure(pipeline, [*fitted, *held_out], given.repeats)
+    model = fit([m for m in measured if m.size in fitted])
+    checks = [m for m in measured if m.size in held_out]
+    worst = max(errors(model, checks, pipeline.defaults.steps), default=float("nan"))
+    about = f"Seconds; measured by python -m wan.cost {given.checkpoint} on {given.device}"
+    write(given.out, model, plan_table(pipeline), {"_": about, "held_out_error": round(worst, 4)})
     print(f"{given.out}: largest error on {len(checks)} held-out measurements {100 * worst:.1f} %")
     return 0 if worst <= 0.10 else 1
 

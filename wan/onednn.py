@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-QUERY_ROWS = 256  # scores of so many queries stay in the cache
+QUERY_ROWS = 512  # scores of so many queries stay in the cache
 SMALL = 1 << 20  # scores of all heads; below, the calls cost more than the products
 
 
@@ -24,6 +24,8 @@ def missing(device: torch.device) -> str | None:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """x weightᵀ + bias in float32, with the tanh form of GELU on top if asked; no gradients."""
+    if torch.compiler.is_compiling():
+        return _opaque_linear(x, weight, bias, gelu)
     post, algorithm = ("gelu", "tanh") if gelu else ("none", "")
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, post, [], algorithm)
 
@@ -40,7 +42,12 @@ class OneDNNLinear(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / sqrt(D) + bias) v in float32, head by head; see `wan.attention` for shapes."""
+    """softmax(q kᵀ / sqrt(D) + bias) v, head by head; see `wan.attention` for shapes.
+
+    Scores and softmax in float32, the product with the values in their own dtype, as flash attention does it.
+    """
+    if torch.compiler.is_compiling():
+        return _opaque_attention(q, k, v, bias)
     if q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] < SMALL:
         out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias)
         return out.transpose(1, 2).flatten(2)
@@ -49,11 +56,32 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
     for b in range(q.shape[0]):
         for h in range(q.shape[2]):
             queries, keys = q[b, :, h].float(), k[b, :, h].float() * scale  # [S, D], [L, D]
-            values = v[b, :, h].float().t().contiguous()  # [D, L]
+            values = v[b, :, h].t().contiguous()  # [D, L]
             for rows in range(0, q.shape[1], QUERY_ROWS):
                 scores = linear(queries[rows : rows + QUERY_ROWS].contiguous(), keys)
                 if bias is not None:
                     scores += bias[b % bias.shape[0], h % bias.shape[1]]
                 torch.softmax(scores, dim=-1, out=scores)
-                out[b, rows : rows + QUERY_ROWS, h] = linear(scores, values)
+                out[b, rows : rows + QUERY_ROWS, h] = linear(scores.to(values.dtype), values)
     return out.flatten(2)
+
+
+# For torch.compile, which takes oneDNN's products only with weights that it may freeze and repack.
+@torch.library.custom_op("wan::onednn_linear", mutates_args=())
+def _opaque_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    return linear(x, weight, bias, gelu)
+
+
+@_opaque_linear.register_fake
+def _(x, weight, bias, gelu):
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("wan::onednn_attention", mutates_args=())
+def _opaque_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    return attention(q, k, v, bias).contiguous()
+
+
+@_opaque_attention.register_fake
+def _(q, k, v, bias):
+    return q.new_empty(*q.shape[:2], q.shape[2] * q.shape[3])

@@ -73,6 +73,8 @@ def optimize(dit: WanDiT, options: Options = Options()) -> dict:
     attention.use(dit, backend)
     if options.compile:
         compile.compile_blocks(dit)
+    if any(isinstance(layer, fp8.Fp8Linear) for layer in dit.modules()):
+        linear = "fp8"  # also where the checkpoint came with such layers
     dtype = str(dit.dtype).removeprefix("torch.")
     dit.engine = {"linear": linear, "attention": backend.name, "compiled": options.compile, "dtype": dtype}
     return dit.engine

@@ -22,16 +22,19 @@ from wan.errors import InvalidRequest
 class FeatureCache:
     """Walks over the temporal operations of one chunk: hands out what each one kept, collects what it keeps.
 
-    `previous` is the list of the chunk before, or None for the first chunk of a video.
+    `previous` is the list of the chunk before, or None for the first chunk of a video. With `consume` that list is
+    emptied, so that each entry's memory is free once it was used: else two chunks' worth is alive.
     """
 
-    def __init__(self, previous: list[Tensor] | None):
+    def __init__(self, previous: list[Tensor] | None, consume: bool = False):
         self.first = previous is None
-        self._previous = iter(previous or ())
+        self._previous = list(reversed(previous or ()))
+        if consume and previous:
+            previous.clear()
         self.kept: list[Tensor] = []
 
     def past(self) -> Tensor | None:
-        return None if self.first else next(self._previous)
+        return None if self.first else self._previous.pop()
 
     def keep(self, frames: Tensor) -> None:
         # contiguous(): a view would keep the whole chunk alive until the next one
@@ -252,9 +255,14 @@ class WanVAE(nn.Module):
         latents, _ = self.encode_moments(frames, walk)
         return (latents - mean) / std, walk.kept
 
-    def decode_step(self, latents: Tensor, cache: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        """Decode the next n latent frames to 4n frames (4n - 3 if `cache` is None) in [-1, 1]. Returns the new cache."""
-        walk = FeatureCache(cache)
+    def decode_step(
+        self, latents: Tensor, cache: list[Tensor] | None, consume: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Decode the next n latent frames to 4n frames (4n - 3 if `cache` is None) in [-1, 1]. Returns the new cache.
+
+        `consume` empties `cache` on the way and so needs less memory.
+        """
+        walk = FeatureCache(cache, consume)
         mean, std = self._statistics(latents)
         frames = self.decoder(self.conv2(latents * std + mean, walk), walk)
         return frames.clamp(-1.0, 1.0), walk.kept
@@ -296,7 +304,7 @@ class WanVAE(nn.Module):
         """Yield the video of `latents` chunk by chunk; memory depends on `chunk`, not on the length."""
         cache = None
         for start in range(0, latents.shape[2], chunk):
-            frames, cache = self.decode_step(latents[:, :, start : start + chunk], cache)
+            frames, cache = self.decode_step(latents[:, :, start : start + chunk], cache, consume=True)
             yield frames
 
     @torch.inference_mode()

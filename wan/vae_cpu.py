@@ -7,10 +7,11 @@
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wan import onednn
-from wan.vae import CausalConv3d, FeatureCache, RMSNorm, Upsample, WanVAE
+from wan.vae import CausalConv3d, FeatureCache, ResidualBlock, RMSNorm, Upsample, WanVAE
 
 
 def _empty(like: Tensor, channels: int, frames: int, height: int, width: int) -> Tensor:
@@ -39,15 +40,33 @@ class FastConv(CausalConv3d):
         if self.past_frames == 0:
             flat = onednn.linear(x.permute(0, 2, 3, 4, 1).contiguous(), self.weight.flatten(1), self.bias)
             return flat.permute(0, 4, 1, 2, 3)
+        frames = self._after_past(x, cache)
+        frames[:, :, self.past_frames :] = x
+        return self._apply(frames, cache)
+
+    def of_activated(self, x: Tensor, norm: "FastNorm", cache: FeatureCache) -> Tensor:
+        """This layer on SiLU(norm(x)), which is made in the very place where the convolution reads it."""
+        frames = self._after_past(x, cache)
+        activated = frames[:, :, self.past_frames :]
+        norm.into(x, activated)
+        del x  # its memory is needed for what follows
+        F.silu(activated, inplace=True)
+        return self._apply(frames, cache)
+
+    def _after_past(self, x: Tensor, cache: FeatureCache) -> Tensor:
+        """Room for the frames of x behind those that were kept."""
         past = cache.past()
         frames = _empty(x, x.shape[1], x.shape[2] + self.past_frames, *x.shape[3:])
         frames[:, :, : self.past_frames] = 0 if past is None else past
-        frames[:, :, self.past_frames :] = x
+        return frames
+
+    def _apply(self, frames: Tensor, cache: FeatureCache) -> Tensor:
         cache.kept.append(frames[:, :, -self.past_frames :].clone(memory_format=torch.channels_last_3d))
+        count = frames.shape[2] - self.past_frames
         if self.kernel_size[1] == 3:
-            if cache.first and x.shape[2] == 1:  # the past is zero
-                return self._plane(x[:, :, 0], 2, self.bias).unsqueeze(2)
-            if x.shape[2] % 2 == 0:
+            if cache.first and count == 1:  # the past is zero
+                return self._plane(frames[:, :, -1], 2, self.bias).unsqueeze(2)
+            if count % 2 == 0:
                 return self._pairs(frames)
         return _convolve(frames, self.weight, self.bias, self.padding)
 
@@ -72,10 +91,11 @@ class FastConv(CausalConv3d):
         out = _empty(frames, middle.shape[1], count, *middle.shape[2:])
         both = out.transpose(1, 2).flatten(0, 1)  # frames of a sample are neighbours, and their count is even
         even, odd = both[0::2], both[1::2]
-        first = self._plane((d0 - d2).flatten(0, 1), 0, None)
-        torch.add(first.add_(middle), other, out=even)
-        last = self._plane((d1 - d3).flatten(0, 1), 2, None)
-        torch.sub(middle.sub_(other), last, out=odd)
+        torch.add(middle, other, out=even)
+        even.add_(self._plane((d0 - d2).flatten(0, 1), 0, None))
+        torch.sub(middle, other, out=odd)
+        del middle, other  # two planes less at the peak
+        odd.sub_(self._plane((d1 - d3).flatten(0, 1), 2, None))
         return out
 
 
@@ -127,7 +147,29 @@ class FastNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, ...]
         length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        return (x * length.clamp_min_(1e-12).reciprocal_().mul_(self.scale)).mul_(self.gamma)
+        return (x * self._factor(length)).mul_(self.gamma)
+
+    def into(self, x: Tensor, out: Tensor) -> None:
+        """The same, written to `out`."""
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        torch.mul(x, self._factor(length), out=out)
+        out.mul_(self.gamma)
+
+    def _factor(self, length: Tensor) -> Tensor:
+        return length.clamp_min_(1e-12).reciprocal_().mul_(self.scale)
+
+
+class FastResidualBlock(ResidualBlock):
+    """Takes the place of a ResidualBlock, whose parts it shares."""
+
+    def __init__(self, block: ResidualBlock):
+        nn.Module.__init__(self)
+        self.__dict__.update(block.__dict__)
+
+    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:  # [B, C, T, H, W]
+        residual = x if self.shortcut is None else self.shortcut(x, cache)
+        norm1, _, conv1, norm2, _, _, conv2 = self.residual
+        return conv2.of_activated(conv1.of_activated(x, norm1, cache), norm2, cache).add_(residual)
 
 
 def accelerate(vae: WanVAE) -> WanVAE:
@@ -147,4 +189,6 @@ def accelerate(vae: WanVAE) -> WanVAE:
         for name, layer in list(parent.named_children()):
             if type(layer) is Upsample:
                 setattr(parent, name, FastUpsample(layer))
+            elif type(layer) is ResidualBlock:
+                setattr(parent, name, FastResidualBlock(layer))
     return vae

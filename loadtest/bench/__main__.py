@@ -6,6 +6,7 @@ With --random-weights the real sizes run on a GPU without a checkpoint.
 import argparse
 import json
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 from loadtest.bench import cases, report
 from loadtest.bench.ablation import ablate, steps
-from loadtest.bench.compare import compare
+from loadtest.bench.compare import Result, compare
 from loadtest.errors import LoadTestError
 from wan.checkpoint import Checkpoint
 from wan.errors import WanError
@@ -66,24 +67,35 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = _cases(given)
         results = []
         for case in chosen:
-            print(case.name, file=sys.stderr)
             results.append(compare(case, given.repeats, reference=not given.no_reference))
+            print(report.comparison_table(results[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+        _write(given, results, [])  # the ablation may still fail
         rows = _ablation(given, chosen)
     except (LoadTestError, WanError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    machine = (
-        torch.cuda.get_device_name() if given.device.startswith("cuda") else platform.processor() or platform.machine()
-    )
+    print(_write(given, results, rows))
+    return 0
+
+
+def _write(given: argparse.Namespace, results: list[Result], rows: list[dict]) -> str:
+    """bench.json and bench.md; returns the tables."""
+    on_gpu = given.device.startswith("cuda")
+    machine = torch.cuda.get_device_name() if on_gpu else _processor()
     about = {"machine": machine, "torch": torch.__version__, "threads": given.threads or torch.get_num_threads()}
     given.out.mkdir(parents=True, exist_ok=True)
     content = about | {"results": [r.as_dict() for r in results], "ablation": rows}
     (given.out / "bench.json").write_text(json.dumps(content, indent=1) + "\n")
-    text = report.comparison_table(results) if results else ""
-    text += ("\n\n" + report.ablation_table(rows)) if rows else ""
-    (given.out / "bench.md").write_text(text.strip() + "\n")
-    print(text.strip())
-    return 0
+    tables = [report.comparison_table(results)] if results else []
+    tables += [report.ablation_table(rows)] if rows else []
+    text = "\n\n".join(tables)
+    (given.out / "bench.md").write_text(text + "\n")
+    return text
+
+
+def _processor() -> str:
+    names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return f"{len(names)} x {names[0]}" if names else platform.machine()
 
 
 if __name__ == "__main__":

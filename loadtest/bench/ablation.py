@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from loadtest.bench.cases import Case
-from loadtest.bench.compare import Process, _times
+from loadtest.bench.compare import Process, times
 from wan.attention import BACKENDS, choose
 from wan.compile import missing as compiler_missing
 from wan.onednn import missing as onednn_missing
@@ -27,7 +27,7 @@ def steps(device, caches: dict[str, float]) -> list[Step]:
     best = choose("auto", device).name
     if best != "sdpa":
         rows.append(Step(f"{best} attention", True, {"attention": best}, {}))
-    if compiler_missing(device) is None:
+    if device.type == "cuda" and compiler_missing(device) is None:
         rows.append(Step("compiled blocks", True, {"compile": True}, {}))
     if device.type == "cuda":
         rows.append(Step("FP8 linear layers", False, {"linear": "fp8"}, {}))
@@ -48,7 +48,7 @@ def ablate(case: Case, rows: list[Step], repeats: int) -> list[dict]:
         loading, request = loading | row.loading, request | row.request
         one = Case(**case.as_dict() | {"loading": loading, "request": case.request | request})
         with Process("ours", one) as process:
-            seconds = _times({"ours": process}, repeats)["ours"]
+            seconds = times({"ours": process}, repeats)["ours"]["seconds"]
         results.append({"option": row.option, "lossless": row.lossless, "seconds": seconds})
     for result in results:
         result["speed_up"] = results[0]["seconds"] / result["seconds"]

@@ -50,13 +50,15 @@ class Process:
 
 @dataclass
 class Result:
-    """Medians of a case; `ratio` is ours over theirs, `error` the largest difference over the largest value."""
+    """Medians of a case; `ratio` is ours over theirs, `cpu_ratio` that of the
+    processor time, which neighbours on the machine disturb less; `error` the largest difference over the largest value."""
 
     name: str
     repeats: int
     ours_seconds: float
     theirs_seconds: float | None = None
     ratio: float | None = None
+    cpu_ratio: float | None = None
     error: float | None = None
     flops_per_second: float | None = None
     share_of_peak: float | None = None
@@ -67,16 +69,16 @@ class Result:
         return asdict(self)
 
 
-def _times(sides: dict[str, Process], repeats: int) -> dict[str, float]:
-    """Median seconds of each side, after one run that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+def times(sides: dict[str, Process], repeats: int) -> dict[str, dict[str, float]]:
+    """Median seconds and cpu_seconds of each side, after one run that is not counted."""
+    runs: dict[str, list[dict]] = {name: [] for name in sides}
     for i in range(repeats + 1):
         names = list(sides) if i % 2 else list(sides)[::-1]
         for name in names:
-            took = sides[name].ask("run")["seconds"]
+            took = sides[name].ask("run")
             if i:
-                seconds[name].append(took)
-    return {name: median(values) for name, values in seconds.items()}
+                runs[name].append(took)
+    return {name: {key: median(r[key] for r in made) for key in made[0]} for name, made in runs.items()}
 
 
 def _difference(sides: dict[str, Process]) -> float:
@@ -95,15 +97,17 @@ def compare(case: Case, repeats: int, reference: bool = True) -> Result:
     with ExitStack() as stack:
         sides = {name: stack.enter_context(Process(name, case)) for name in ("ours", "diffusers")[: 1 + reference]}
         ours = sides["ours"]
-        times = _times(sides, repeats)
-        memory = {name: side.ask("memory")["run_bytes"] for name, side in sides.items()}
-        result = Result(case.name, repeats, times["ours"], ours_bytes=memory["ours"])
+        took = times(sides, repeats)
+        seconds = {name: t["seconds"] for name, t in took.items()}
+        memory = {name: side.ask("memory")["peak_bytes"] for name, side in sides.items()}
+        result = Result(case.name, repeats, seconds["ours"], ours_bytes=memory["ours"])
         if reference:
-            result.theirs_seconds, result.theirs_bytes = times["diffusers"], memory["diffusers"]
-            result.ratio, result.error = times["ours"] / times["diffusers"], _difference(sides)
+            result.theirs_seconds, result.theirs_bytes = seconds["diffusers"], memory["diffusers"]
+            result.ratio, result.error = seconds["ours"] / seconds["diffusers"], _difference(sides)
+            result.cpu_ratio = took["ours"]["cpu_seconds"] / took["diffusers"]["cpu_seconds"]
         flops = _flops(case, sides)
         if flops:
-            result.flops_per_second = flops / times["ours"]
+            result.flops_per_second = flops / seconds["ours"]
             result.share_of_peak = result.flops_per_second / ours.ask("peak")["peak_flops"]
         return result
 

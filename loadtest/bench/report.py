@@ -11,8 +11,8 @@ def _shown(value: float | None, text: str) -> str:
 
 def comparison_table(results: list[Result]) -> str:
     """Ours beside diffusers: seconds, ratio, difference of the results, rate, share of the machine's peak, memory."""
-    head = "| part | ours s | diffusers s | ratio | difference | GFLOP/s | of peak | memory of the run, ours / diffusers MB |"
-    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    head = "| part | ours s | diffusers s | ratio | of CPU time | difference | GFLOP/s | of peak | peak memory, ours / diffusers MB |"
+    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
     for r in results:
         megabytes = " / ".join(_shown(b and b / 1e6, "{:.0f}") for b in (r.ours_bytes, r.theirs_bytes))
         cells = (
@@ -20,6 +20,7 @@ def comparison_table(results: list[Result]) -> str:
             f"{r.ours_seconds:.3f}",
             _shown(r.theirs_seconds, "{:.3f}"),
             _shown(r.ratio, "{:.2f}"),
+            _shown(r.cpu_ratio, "{:.2f}"),
             _shown(r.error, "{:.0e}"),
             _shown(r.flops_per_second and r.flops_per_second / 1e9, "{:.0f}"),
             _shown(r.share_of_peak and 100 * r.share_of_peak, "{:.0f} %"),

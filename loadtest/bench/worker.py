@@ -1,13 +1,15 @@
 """One side of a comparison in a process of its own: `python -m loadtest.bench.worker SIDE CASE` obeys lines on stdin.
 
-run: run once, answer {"seconds"}. flops: the operations of one run, counted by PyTorch. peak: the machine's best
+run: run once, answer {"seconds", "cpu_seconds"}. flops: the operations of one run, counted by PyTorch. peak: the machine's best
 matrix product. save PATH: store the last result. memory: peak memory of the runs. One JSON line answers each.
 """
 
+import gc
 import json
-import resource
+import re
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -39,8 +41,15 @@ def peak_flops(device: str, dtype: torch.dtype, repeats: int = 5) -> float:
     return 2 * n**3 / best
 
 
+def _forget_peak() -> None:
+    """Let the peak memory of this process start again from what it holds now (proc(5), clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_rss() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE).group(1))
 
 
 class Worker:
@@ -49,14 +58,15 @@ class Worker:
             torch.set_num_threads(case.threads)
         self._case, self._result = case, None
         self._run = SIDES[side](case)
-        self._loaded = _peak_rss()
+        gc.collect()
+        _forget_peak()  # loading may take more than running, and is not what is compared
 
     def run(self) -> dict:
         synchronize(self._case.device)
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         self._result = self._run()
         synchronize(self._case.device)
-        return {"seconds": time.perf_counter() - began}
+        return {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu_began}
 
     def flops(self) -> dict:
         from torch.utils.flop_counter import FlopCounterMode
@@ -69,10 +79,9 @@ class Worker:
         return {"peak_flops": peak_flops(self._case.device, getattr(torch, self._case.dtype))}
 
     def memory(self) -> dict:
-        """Peak bytes: of the process and what the runs added to the loaded model; of the allocator on a GPU."""
-        if self._case.device.startswith("cuda"):
-            return {"peak_bytes": torch.cuda.max_memory_allocated(), "run_bytes": torch.cuda.max_memory_allocated()}
-        return {"peak_bytes": _peak_rss(), "run_bytes": _peak_rss() - self._loaded}
+        """Peak bytes of the runs, loaded model included: of the allocator on a GPU, else of the process."""
+        on_gpu = self._case.device.startswith("cuda")
+        return {"peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else _peak_rss()}
 
     def save(self, path: str) -> dict:
         torch.save(self._result.float().cpu(), path)

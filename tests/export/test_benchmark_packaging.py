@@ -8,8 +8,9 @@ from export.benchmark_packaging import MIB, benchmark
 from export.random_checkpoint import MODELS, official_umt5
 from export.safetensors_stream import Slot, write_safetensors
 from wan import keys
-from wan.checkpoint import Checkpoint, TensorFiles
+from wan.checkpoint import Checkpoint
 from wan.dit import WanDiT
+from wan.tensor_files import TensorFiles
 
 BLOCKS = 3
 

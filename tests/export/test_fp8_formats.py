@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 
 from export.fp8_formats import DitWeights
 from wan import fp8, keys
-from wan.checkpoint import Checkpoint, TensorFiles
+from wan.checkpoint import Checkpoint
 from wan.errors import UnsupportedCheckpoint
+from wan.tensor_files import TensorFiles
 
 OUT, IN = 32, 16
 LAYER = "blocks.0.ffn.0"

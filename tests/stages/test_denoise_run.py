@@ -18,13 +18,18 @@ REQUEST = GenerationRequest.create(Defaults(width=64, height=64, num_frames=5, s
 ALWAYS, NEVER = Intervals(1e-9, 1e-9), Intervals(1e9, 1e9)
 
 
-def progress(step: int, computed: bool = True, resumable: bool = True) -> Progress:
+def progress(step: int, computed: bool = True, resumable: bool = True, seconds: float = 0.5) -> Progress:
     state = SamplerState(torch.full((16, 2, 8, 8), float(step)), (torch.ones(16, 2, 8, 8),))
-    return Progress(step, 10, 0, computed, 0.5, resumable, state, state.latents)
+    return Progress(step, 10, 0, computed, seconds, resumable, state, state.latents)
 
 
-def run(directory, intervals=ALWAYS, request=REQUEST, backend=None) -> DenoiseRun:
-    return DenoiseRun(request, "model", directory, intervals, DenoiseMetrics(backend or RecordingBackend(), "0_0"))
+def run(directory, intervals=ALWAYS, request=REQUEST, backend=None, plan=(True,) * 10) -> DenoiseRun:
+    metrics = DenoiseMetrics(backend or RecordingBackend(), "0_0")
+    return DenoiseRun(request, plan, "model", directory, intervals, metrics)
+
+
+def eta(directory) -> float | None:
+    return json.loads((directory.path / "progress.json").read_text())["eta_seconds"]
 
 
 @pytest.fixture
@@ -46,6 +51,32 @@ def test_every_step_is_reported_with_the_time_that_is_left(directory):
         "eta_seconds": 3.0,
         "phase": "denoise",
     }
+
+
+def test_the_time_left_counts_the_steps_that_the_cache_will_skip(directory):
+    plan = [True, True, False, False, True, False, False, False, False, True]
+    loop = run(directory, NEVER, plan=plan)
+    loop.begin()
+    assert eta(directory) is None
+    for i in range(4):
+        loop(progress(i + 1, plan[i], seconds=0.5 if plan[i] else 0.02))
+    assert eta(directory) == pytest.approx(2 * 0.5 + 4 * 0.02)
+
+
+def test_the_time_left_knows_that_steps_without_guidance_are_cheaper(directory):
+    left = run(directory, NEVER, replace(REQUEST, guidance_end=0.4))
+    left(progress(1, seconds=0.8))
+    assert eta(directory) == pytest.approx(3 * 0.8 + 6 * 0.4)  # half as many branches until one was timed
+    for step in range(2, 6):
+        left(progress(step, seconds=0.8 if step <= 4 else 0.5))
+    assert eta(directory) == pytest.approx(5 * 0.5)
+
+
+def test_the_time_left_follows_the_recent_steps_of_each_kind(directory):
+    loop = run(directory, NEVER)
+    for step, seconds in enumerate((9.0, 1.0, 1.0, 1.0, 1.0, 1.0), start=1):
+        loop(progress(step, seconds=seconds))
+    assert eta(directory) == pytest.approx(4.0)
 
 
 def test_without_a_directory_only_the_metrics_are_kept():

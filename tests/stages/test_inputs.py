@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,11 +43,31 @@ def test_a_given_seed_is_not_drawn():
             "FLOW_SHIFT is nan; allowed: a finite number",
         ),
         ({"PROMPT": text("x"), "SAMPLER": text("ddim")}, "SAMPLER is 'ddim'; allowed: unipc, euler"),
+        ({"PROMPT": text("x"), "CACHE": text("deepcache")}, "CACHE is 'deepcache'; allowed: teacache, magcache"),
+        (
+            {"PROMPT": text("x"), "GUIDANCE_END": np.array([1.5], np.float32)},
+            "GUIDANCE_END is 1.5; allowed: 0 to 1",
+        ),
     ],
 )
 def test_a_bad_tensor_is_named_with_its_value_and_what_is_allowed(tensors, message):
     with pytest.raises(InvalidRequest, match=message):
         inputs.generation_request(Request(tensors), DEFAULTS)
+
+
+def test_a_32_bit_number_means_the_decimal_that_was_written():
+    tensors = {"PROMPT": text("x"), "GUIDANCE_END": np.array([0.1], np.float32), "CACHE": text("magcache")}
+    request, _ = inputs.generation_request(Request(tensors), DEFAULTS)
+    assert (request.guidance_end, request.cache) == (0.1, "magcache")
+
+
+def test_a_cache_without_calibration_is_refused_unless_it_is_off():
+    request, _ = inputs.generation_request(Request({"PROMPT": text("x"), "CACHE": text("magcache")}), DEFAULTS)
+    inputs.check_cache(request, [])
+    asked = replace(request, cache_threshold=0.1)
+    inputs.check_cache(asked, ["magcache"])
+    with pytest.raises(InvalidRequest, match="CACHE is 'magcache'; allowed: with CACHE_THRESHOLD above 0: teacache"):
+        inputs.check_cache(asked, ["teacache"])
 
 
 def test_a_video_beyond_the_limit_is_refused_though_each_side_is_allowed():

@@ -1,6 +1,12 @@
+from dataclasses import replace
+
 import pytest
 
-from wan.cost import CostModel, Measurement, errors, fit, tokens
+from wan import samplers
+from wan.config import Defaults
+from wan.cost import LARGEST_TOKENS, CostModel, Measurement, default_sizes, errors, fit, measure, plan_table, tokens
+from wan.denoise import computed_steps
+from wan.pipeline import Pipeline
 from wan.request import GenerationRequest
 
 TRUE = CostModel(
@@ -24,7 +30,7 @@ def test_fit_recovers_the_coefficients_and_predicts_held_out_shapes():
     noise = [1.03, 0.98]
     model = fit([measurement(size, b, noise[i % 2]) for i, size in enumerate(SIZES) for b in (1, 2)])
     held_out = [measurement(size, b) for size in [(96, 96, 17), (1280, 720, 81)] for b in (1, 2)]
-    assert max(errors(model, held_out)) < 0.1
+    assert max(errors(model, held_out, steps=20)) < 0.1
     assert model.overhead == pytest.approx(0.5, rel=1e-3)
     assert model.per_pixel == pytest.approx(4e-6, rel=1e-3)
 
@@ -44,3 +50,48 @@ def test_the_plan_and_the_guided_steps_are_priced_exactly():
     assert TRUE.predict(*size, steps, guidance=3) == pytest.approx(full - one_branch)
     request = GenerationRequest("a", "", *size, 4, 3.0, 3.0, 0, "unipc", 0.0, guidance_end=0.75)
     assert TRUE.predict_request(request) == pytest.approx(full - one_branch)
+
+
+def test_a_request_that_is_measured_as_predicted_has_no_error():
+    one = replace(measurement((64, 64, 17), 2), encode=TRUE.overhead - 0.2)  # overhead: encoding, and 0.2 of decoding
+    assert errors(TRUE, [one], steps=20) == pytest.approx([0, 0], abs=1e-12)
+    slower = replace(one, decode=one.decode + 0.1 * one.request(20, 20))
+    assert errors(TRUE, [slower], steps=20)[0] == pytest.approx(1 - 1 / 1.1)
+
+
+@pytest.fixture(scope="module")
+def pipeline(checkpoint):
+    return Pipeline.from_checkpoint(checkpoint)
+
+
+def test_measuring_times_both_kinds_of_steps_for_every_size_and_guidance(pipeline):
+    sizes = [(32, 32, 5), (256, 256, 17)]
+    found = measure(pipeline, sizes, repeats=2)
+    assert [(m.size, m.branches) for m in found] == [(size, branches) for size in sizes for branches in (1, 2)]
+    small, large = found[0], found[3]
+    assert 0 < large.skipped < large.computed
+    assert 0 < small.decode < large.decode
+    assert small.computed < large.computed
+
+
+def test_the_table_holds_the_plan_of_every_threshold(pipeline):
+    defaults = pipeline.defaults
+    table = plan_table(pipeline, step_counts=(10,), thresholds=(0.05, 0.1, 0.2))
+    assert set(table) == {"teacache", "magcache"}
+    assert set(table["teacache"]) == {"10", str(defaults.steps)}
+    request = GenerationRequest.create(defaults, "x", cache_threshold=0.2)
+    schedule = samplers.schedule(request.sampler, request.steps, request.flow_shift, pipeline.grid)
+    plan = computed_steps(pipeline.dit, schedule, pipeline.caches["teacache"], request)
+    assert table["teacache"][str(defaults.steps)]["0.2"] == "".join("01"[c] for c in plan)
+
+
+@pytest.mark.parametrize("default", [(64, 64, 17), (832, 480, 81), (1280, 720, 81)])
+def test_default_sizes_may_be_asked_for_and_stay_apart(default):
+    width, height, frames = default
+    fitted, held_out = default_sizes(Defaults(width=width, height=height, num_frames=frames))
+    assert len({*fitted, *held_out}) == len(fitted) + len(held_out)
+    for w, h, t in [*fitted, *held_out]:
+        GenerationRequest.create(Defaults(), "x", width=w, height=h, num_frames=t)
+    smallest, largest = (min(tokens(*size) for size in fitted), max(tokens(*size) for size in fitted))
+    assert all(smallest <= tokens(*size) <= largest for size in held_out)
+    assert LARGEST_TOKENS <= largest <= max(4 * LARGEST_TOKENS, tokens(*default))

@@ -1,0 +1,82 @@
+"""What the settings of the denoise stage do: how it computes is chosen, reported and part of a checkpoint's identity."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from stages.artifacts import Artifacts
+from stages.denoise_stage import DenoiseStage
+from stages.metrics import DenoiseMetrics
+from stages.rundir import CheckpointRefused
+from stages.settings import StageSettings
+from tests.stages.recording_metrics import RecordingBackend
+from tests.stages.requests import Request, text
+from wan.checkpoint import Checkpoint
+from wan.errors import InvalidRequest
+from wan.request import GenerationRequest
+
+
+@pytest.fixture
+def stage(repository, tmp_path):
+    """Builds a stage over the exported repository with some settings."""
+    place = {"model_repository": str(repository / "denoise"), "model_version": "1", "model_name": "denoise"}
+    common = {"run_dir": tmp_path, "denoise_threads": torch.get_num_threads(), "checkpoint_seconds": 1e-6}
+
+    def build(**settings) -> DenoiseStage:
+        metrics = DenoiseMetrics(RecordingBackend(), "0")
+        return DenoiseStage(Artifacts.open(place), StageSettings(**common | settings), metrics)
+
+    return build
+
+
+@pytest.fixture
+def ask(checkpoint):
+    """INFO of a short request to a stage."""
+    opened = Checkpoint.open(checkpoint)
+    defaults = replace(opened.defaults, width=32, height=32, num_frames=5, steps=3)
+    generation = GenerationRequest.create(defaults, "a cat", seed=1, cache_threshold=0.0)
+    context = np.zeros((1, 512, opened.dit_config().text_dim), np.float32)
+    tensors = {
+        "CONTEXT": context,
+        "NEGATIVE_CONTEXT": context,
+        "REQUEST": text(json.dumps(asdict(generation) | {"tokenized_at": 0.0})),
+    }
+
+    def send(stage: DenoiseStage, request_id: str = "") -> dict:
+        return json.loads(stage.handle(Request(tensors, request_id))["INFO"][0])
+
+    return send
+
+
+def test_without_settings_nothing_is_lost_and_the_info_says_so(stage, ask):
+    engine = ask(stage())["engine"]
+    assert (engine["linear"], engine["attention"], engine["compiled"]) == ("onednn", "onednn", False)
+
+
+def test_the_settings_choose_how_it_computes(stage, ask):
+    engine = ask(stage(linear="fp8", attention="int8"))["engine"]
+    assert (engine["linear"], engine["attention"]) == ("fp8", "int8")
+
+
+def test_what_this_machine_lacks_is_refused_at_the_start(stage):
+    with pytest.raises(InvalidRequest, match="attention is 'flash3'; allowed: sdpa, onednn.*needs a CUDA GPU"):
+        stage(attention="flash3")
+
+
+def test_a_run_continues_only_with_the_same_arithmetic(stage, ask):
+    assert ask(stage(), "job-1")["resumed_from"] is None
+    assert ask(stage(), "job-1")["resumed_from"] == 2
+    with pytest.raises(CheckpointRefused):
+        ask(stage(attention="int8"), "job-1")
+
+
+def test_every_size_to_warm_runs_with_and_without_guidance(stage, monkeypatch):
+    ran = []
+    monkeypatch.setattr("stages.denoise_stage.denoise", lambda dit, *a, **k: ran.append(a[2]))
+    stage(warm_sizes=((32, 32, 5), (48, 32, 1)))
+    assert {(r.width, r.height, r.num_frames, r.guidance_scale == 1) for r in ran} == {
+        (32, 32, 5, False), (32, 32, 5, True), (48, 32, 1, False), (48, 32, 1, True),
+    }  # fmt: skip
