@@ -22,7 +22,7 @@ def measure(url: str, runs: int) -> list[tuple[float, float]]:
     results = []
     with httpx.Client(base_url=url, timeout=30) as http:
         for number in range(runs):
-            body = {"prompt": f"cancel {number}", "steps": 1000, "width": 64, "height": 64, "num_frames": 17}
+            body = {"prompt": f"cancel {number}", "steps": 1000, "width": 64, "height": 64, "num_frames": 17, "cache_threshold": 0}
             job = http.post("/v1/videos", json=body).raise_for_status().json()
             longest, step, changed = 0.0, 0, time.monotonic()
             while step < 8 + number % 5:
@@ -41,7 +41,9 @@ def measure(url: str, runs: int) -> list[tuple[float, float]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.cancel", description=__doc__.split("`: ")[1].split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.cancel", description=__doc__.split("`: ")[1].split("\n")[0]
+    )
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--repository", type=Path, default=ROOT / "build/repository")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "models/tiny")

@@ -66,7 +66,7 @@ def figures() -> list[tuple[str, Callable[[list[Record]], list[float]], Callable
 
     found = [(f"total p{q}", total, quantile(q)) for q in (50, 95, 99)]
     found += [(f"wait p{q}", wait, quantile(q)) for q in (50, 95)]
-    found += [(f"stage {name} mean", stage(name), mean) for name in (*COMPUTE, "mp4")]
+    found += [(f"stage {name} mean", stage(name), mean) for name in (*COMPUTE, "encode")]
     return [*found, ("device seconds per video", compute, mean)]
 
 

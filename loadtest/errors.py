@@ -4,7 +4,7 @@ LoadTestError
 ├── ProfileError        the profile, forecast or result file must be changed
 ├── TargetRefused       the address is not loopback and --allow-remote was not given
 ├── TargetUnavailable   the service does not answer: start it or correct the address
-└── ToolError           an external program (perf_analyzer) is missing or failed
+└── ToolError           an external program (perf_analyzer, the service itself) is missing or failed
 """
 
 

@@ -42,8 +42,11 @@ class Report:
 
     @property
     def met(self) -> bool:
-        return self.completed == self.jobs and not self.ran_more_than_once and not self.out_of_order and (
-            self.spread <= max(0.05, self.grain)
+        return (
+            self.completed == self.jobs
+            and not self.ran_more_than_once
+            and not self.out_of_order
+            and (self.spread <= max(0.05, self.grain))
         )
 
 
@@ -113,7 +116,9 @@ def spread(by_lease: list[Job]) -> tuple[float, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.fairness", description=__doc__.split("`: ")[1].split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.fairness", description=__doc__.split("`: ")[1].split("\n")[0]
+    )
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--card", type=Path, default=ROOT / "models/tiny/wan.json")

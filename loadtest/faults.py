@@ -27,7 +27,14 @@ from service.stack import ROOT, Stack
 VICTIMS = ("worker", "triton", "stub", "gateway", "database")
 CHECKPOINT_SECONDS = 0.5
 SLACK_SECONDS = 1.5  # a checkpoint is noticed and stored a little later than it is written
-REQUEST = {"prompt": "a red circle moves left on a black background", "seed": 11, "width": 64, "height": 64, "num_frames": 17}
+REQUEST = {
+    "prompt": "a red circle moves left on a black background",
+    "seed": 11,
+    "width": 64,
+    "height": 64,
+    "num_frames": 17,
+    "cache_threshold": 0.0,  # every step takes its time
+}
 
 
 @dataclass
@@ -82,7 +89,9 @@ class Drill:
             if check(video):
                 return video
             time.sleep(0.05)
-        raise TimeoutError(f"{job_id} is {video['status']}, phase {video['phase']}, step {video['step']} after {seconds:g} s")
+        raise TimeoutError(
+            f"{job_id} is {video['status']}, phase {video['phase']}, step {video['step']} after {seconds:g} s"
+        )
 
     def learn_reference(self) -> None:
         """The frames and the step time of an undisturbed run."""
@@ -125,7 +134,9 @@ class Drill:
     def completed(self) -> int:
         """How many jobs the service says it completed."""
         lines = self.call("GET", "/metrics").text.splitlines()
-        return int(float(next(line for line in lines if line.startswith('wan_jobs_total{status="completed"}')).split()[1]))
+        return int(
+            float(next(line for line in lines if line.startswith('wan_jobs_total{status="completed"}')).split()[1])
+        )
 
     # --- the kills; whatever supervises the part starts it again
 
@@ -194,10 +205,12 @@ def run_all(drill: Drill, victims: list[str], points: int, say: Callable[[str], 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.faults", description=__doc__.split("`: ")[1].split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.faults", description=__doc__.split("`: ")[1].split("\n")[0]
+    )
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
     parser.add_argument("--points", type=int, default=10, help="points of a job's life for each victim")
-    parser.add_argument("--steps", type=int, default=100, help="denoise steps of each job")
+    parser.add_argument("--steps", type=int, default=600, help="denoise steps of each job")
     parser.add_argument("--repository", type=Path, default=ROOT / "build/repository")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "models/tiny")
     choice = parser.parse_args(arguments)

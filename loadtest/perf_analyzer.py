@@ -50,6 +50,7 @@ def run_tool(model: str, data: Path, url: str, count: int, timeout: float, folde
     """
     binary, environment = perf_analyzer()
     export = folder / f"{model}.perf.json"
+    export.unlink(missing_ok=True)  # of an earlier run: perf_analyzer refuses a path that exists
     command = [
         str(binary.absolute()),
         "-m",
@@ -74,9 +75,9 @@ def run_tool(model: str, data: Path, url: str, count: int, timeout: float, folde
         raise ToolError(f"perf_analyzer on {model} took more than {timeout:g} s") from error
     (folder / f"{model}.perf.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode or not export.is_file():
-        raise ToolError(
-            f"perf_analyzer on {model} ended with status {done.returncode}: {(done.stderr or done.stdout)[-600:]}"
-        )
+        said = done.stderr or done.stdout  # may be a page of options under the one line that matters
+        cause = next((line for line in said.splitlines() if "error" in line.lower()), said[-600:])
+        raise ToolError(f"perf_analyzer on {model} ended with status {done.returncode}: {cause}")
     return figures(model, export)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+import psycopg
 
 from loadtest.errors import TargetUnavailable
 
@@ -20,7 +21,7 @@ class Watch:
 
     roots: list[psutil.Process]
     run_dir: Path | None = None
-    database: Path | None = None
+    database: str | None = None  # a file of SQLite or a postgresql:// URL
     shm: Path = Path("/dev/shm")
     times: dict[str, list[float]] = field(default_factory=dict)
     values: dict[str, list[float]] = field(default_factory=dict)
@@ -47,8 +48,13 @@ class Watch:
         if self.run_dir:
             self._add("run directories", now, sum(1 for _ in self.run_dir.glob("*")) if self.run_dir.is_dir() else 0)
         if self.database:
-            family = [self.database, *self.database.parent.glob(self.database.name + "-*")]
-            self._add("database bytes", now, sum(f.stat().st_size for f in family if f.exists()))
+            self._add("database bytes", now, database_bytes(self.database))
+
+    @property
+    def missing(self) -> list[str]:
+        """What nobody told where to find."""
+        told = {"run directories": self.run_dir, "database bytes": self.database}
+        return [name for name, place in told.items() if not place]
 
     def _add(self, name: str, now: float, value: float) -> None:
         self.times.setdefault(name, []).append(now)
@@ -64,6 +70,18 @@ class Watch:
                     if process.pid not in seen and (process.pid in self.names or long_lived):
                         seen.add(process.pid)
                         yield process
+
+
+def database_bytes(database: str) -> int:
+    """Size of a PostgreSQL database, or of an SQLite file with the journals beside it."""
+    if "://" not in database:
+        path = Path(database)
+        return sum(size for name, size in entries(path.parent) if name == path.name or name.startswith(path.name + "-"))
+    try:
+        with psycopg.connect(database, connect_timeout=10) as conn:
+            return conn.execute("SELECT pg_database_size(current_database())").fetchone()[0]
+    except psycopg.Error as error:
+        raise TargetUnavailable(f"--database: {error}") from error
 
 
 def entries(folder: Path) -> Iterable[tuple[str, int]]:

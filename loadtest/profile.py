@@ -99,6 +99,8 @@ class Shape(Strict):
     num_frames: Annotated[int, Field(ge=1)] | None = None
     steps: Annotated[int, Field(ge=1, le=1_000)] | None = None
     guidance_scale: Annotated[float, Field(ge=0)] | None = None
+    guidance_end: Annotated[float, Field(ge=0, le=1)] | None = None
+    cache: Literal["teacache", "magcache"] | None = None
     cache_threshold: Annotated[float, Field(ge=0)] | None = None
     priority: int | str | None = None
 

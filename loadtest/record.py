@@ -9,7 +9,7 @@ from pathlib import Path
 from loadtest.errors import ProfileError
 
 FORMAT = "wan-loadtest-result/1"
-STAGES = ("queue", "text_encoder", "denoise", "vae_decoder", "mp4")
+STAGES = ("queue", "text_encoder", "denoise", "vae_decoder", "encode")
 COMPUTE = ("text_encoder", "denoise", "vae_decoder")
 
 
@@ -60,7 +60,7 @@ class Record:
             return self.sent - self.intended + self.stages["queue"]
         compute = [self.stages[name] for name in COMPUTE if name in self.stages]
         if compute:
-            return max(0.0, self.total - sum(compute) - self.stages.get("mp4", 0))
+            return max(0.0, self.total - sum(compute) - self.stages.get("encode", 0))
         return self.started - self.intended if self.started is not None else None
 
     @property

@@ -10,11 +10,14 @@ from loadtest.probe import Watch
 from loadtest.profile import Profile
 from loadtest.record import Result
 from loadtest.report import page, plots, table, verdict_lines
+from loadtest.runner import warm_up
 from loadtest.session import run_once
 from loadtest.stats import trend
+from loadtest.targets import open_sender
 
 MiB = 1 << 20
 WARM_UP = 0.2  # share of the samples at the start that is not judged: caches and pools fill
+FEWEST = 12  # judged samples of a series without which nothing is said about it
 # What a series may grow by before it counts: (absolute, share of its mean level).
 ALLOWED = {
     "rss": (8 * MiB, 0.02),
@@ -38,18 +41,31 @@ class Finding:
     significant: bool
     leaks: bool
 
+    @property
+    def word(self) -> str:
+        return "LEAKS" if self.leaks else "rises a little" if self.significant else "flat"
+
+    def __str__(self) -> str:
+        first, last, growth = (amount(self.name, value) for value in (self.first, self.last, self.per_hour))
+        return f"{self.name}: {first} → {last}, {growth} per hour"
+
 
 async def soak(profile: Profile, watch: Watch, every: float, quiet: bool = True) -> Result:
-    """Run the profile while sampling the watch every `every` seconds."""
+    """Warm up unwatched, then run the profile while sampling the watch every `every` seconds."""
+    async with open_sender(profile.target, 1) as sender:
+        await sender.check()
+        await warm_up(profile, sender)
+    warm = profile.model_copy(update={"limits": profile.limits.model_copy(update={"warmup_requests": 0})})
 
     async def sampling() -> None:
         while True:
-            await asyncio.to_thread(watch.sample)
             await asyncio.sleep(every)
+            await asyncio.to_thread(watch.sample)
 
+    watch.sample()  # a place that cannot be watched is told now, not after an hour
     task = asyncio.create_task(sampling())
     try:
-        return await run_once(profile, quiet=quiet)
+        return await run_once(warm, quiet=quiet)
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -63,7 +79,7 @@ def findings(watch: Watch) -> list[Finding]:
         times = watch.times[name]
         start = int(len(values) * WARM_UP)
         t, v = times[start:], values[start:]
-        if len(v) < 6:
+        if len(v) < FEWEST:
             continue
         whole, second = trend(t, v), trend(t[len(t) // 2 :], v[len(v) // 2 :])
         absolute, share = ALLOWED[next(kind for kind in ALLOWED if name.startswith(kind))]
@@ -84,7 +100,10 @@ def findings(watch: Watch) -> list[Finding]:
 
 def verdict(watch: Watch, found: list[Finding], result: Result) -> tuple[bool, list[str]]:
     """(flat and within the SLO, one sentence per problem)."""
-    problems = [f"{f.name} leaks: {f.first:.4g} → {f.last:.4g}, {f.per_hour:+.4g} per hour" for f in found if f.leaks]
+    problems = [f"leak of {f}" for f in found if f.leaks]
+    if not any(f.name.startswith("rss") for f in found):
+        most = max(map(len, watch.values.values()), default=0)
+        problems.append(f"only {most} samples were taken; at least {FEWEST / (1 - WARM_UP):g} are needed to judge")
     problems += [f"{name} ended after {at:.0f} s" for name, at in watch.gone.items()]
     problems += [
         f"{check['name']}: {check['measured']} (limit {check['limit']})"
@@ -101,10 +120,10 @@ def soak_page(watch: Watch, found: list[Finding], result: Result, problems: list
     rows = [
         (
             f.name,
-            _amount(f.name, f.first),
-            _amount(f.name, f.last),
-            _amount(f.name, f.per_hour),
-            "LEAK" if f.leaks else "rises a little" if f.significant else "flat",
+            amount(f.name, f.first),
+            amount(f.name, f.last),
+            amount(f.name, f.per_hour),
+            f.word,
         )
         for f in found
     ]
@@ -121,7 +140,9 @@ def soak_page(watch: Watch, found: list[Finding], result: Result, problems: list
                 [Layer(name, points, "line", PALETTE[k % 8])],
             )
         )
-    summary = "; ".join(problems) or "everything stays flat"
+    summary = "; ".join(problems) or "everything watched stays flat"
+    if missing := watch.missing:
+        summary += f"; not watched: {', '.join(missing)}"
     made = f"{sum(record.ok for record in result.records)} videos in {result.summary['elapsed_seconds']:.0f} s"
     return page(
         f"Soak: {result.name}",
@@ -143,15 +164,17 @@ def as_json(watch: Watch, found: list[Finding], ok: bool, problems: list[str]) -
         "format": "wan-loadtest-soak/1",
         "ok": ok,
         "problems": problems,
+        "not_watched": watch.missing,
         "findings": [asdict(finding) for finding in found],
         "series": series,
     }
 
 
-def _amount(name: str, value: float) -> str:
+def amount(name: str, value: float) -> str:
+    """A level of a series as people read it."""
     return f"{value / MiB:.1f} MiB" if "rss" in name or "bytes" in name else f"{value:.3g}"
 
 
-def default_database(state_dir: Path | None) -> Path | None:
+def default_database(state_dir: Path | None) -> str | None:
     """The service's embedded database inside its state directory."""
-    return state_dir / "jobs.db" if state_dir else None
+    return str(state_dir / "jobs.db") if state_dir else None

@@ -30,6 +30,8 @@ class Scaled:
     videos: int
     per_minute: float
     total_p50: float | None
+    total_p95: float | None
+    total_p99: float | None
     device_seconds: float | None
     overhead_p50: float | None
 
@@ -42,6 +44,10 @@ def service(command: str, workers: int, profile: Profile, log: Path, timeout: fl
     for place, value in given.items():
         command = command.replace(place, value)
     words = shlex.split(command)
+    if asyncio.run(_answers(profile)):
+        raise ToolError(
+            f"something already answers at {profile.target.url}; stop it, or give another address with --url"
+        )
     with log.open("wb") as output:
         try:
             process = subprocess.Popen(words, stdout=output, stderr=output, start_new_session=True)
@@ -54,17 +60,18 @@ def service(command: str, workers: int, profile: Profile, log: Path, timeout: fl
             _stop(process)
 
 
-def _wait_ready(process: subprocess.Popen, profile: Profile, log: Path, timeout: float) -> None:
-    async def answers() -> bool:
-        async with open_sender(profile.target, 1) as sender:
-            try:
-                await sender.check()
-            except LoadTestError:
-                return False
-            return True
+async def _answers(profile: Profile) -> bool:
+    async with open_sender(profile.target, 1) as sender:
+        try:
+            await sender.check()
+        except LoadTestError:
+            return False
+        return True
 
+
+def _wait_ready(process: subprocess.Popen, profile: Profile, log: Path, timeout: float) -> None:
     deadline = time.monotonic() + timeout
-    while not asyncio.run(answers()):
+    while not asyncio.run(_answers(profile)):
         if process.poll() is not None:
             raise ToolError(f"the service ended with status {process.returncode} while it was starting; log: {log}")
         if time.monotonic() > deadline:
@@ -104,7 +111,7 @@ def measure(profile: Profile, command: str, counts: list[int], folder: Path, tim
                 workers,
                 done,
                 figures["throughput_per_minute"],
-                figures["total"]["p50"],
+                *(figures["total"][name] for name in ("p50", "p95", "p99")),
                 figures["device_seconds_per_video"],
                 figures["overhead"]["p50"],
             )

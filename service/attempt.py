@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -29,6 +31,9 @@ from service.triton import Generator
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.05  # how often the run directory is looked at
 REPORT_SECONDS = 0.3  # least time between two progress reports to the database
+UNHEALTHY = (
+    "is not healthy"  # Triton's words for a Python stage that hangs; it says so at once to every later request too
+)
 
 
 class Stop(Enum):
@@ -47,15 +52,16 @@ class Tools:
     files: storage.Storage
     triton: Generator
     settings: Settings
+    disk_trouble: bool = False  # the last write of a file failed; the worker starts nothing before that has changed
 
 
 class Attempt:
-    """Runs a leased job. `denoising` is True as long as it occupies a denoise slot."""
+    """Runs a leased job. `denoising` is True as long as it occupies a denoise slot; `freed` is called when it no longer does."""
 
-    def __init__(self, tools: Tools, lease: Lease):
+    def __init__(self, tools: Tools, lease: Lease, freed: Callable[[], None] = lambda: None):
         self.tools, self.lease, self.job = tools, lease, lease.job
         self.run_dir = runs.Run(tools.settings.runs, lease.request_id)
-        self.denoising = True
+        self.denoising, self._freed = True, freed
         self.stop: Stop | None = None
         self._phase: str | None = None
         self._last_step = 0
@@ -83,8 +89,10 @@ class Attempt:
             if status in TERMINAL:  # otherwise the directory keeps the checkpoint for the next attempt
                 await asyncio.to_thread(self.run_dir.remove)
             return status
+        except LeaseLost:
+            return self._lost()
         finally:
-            self.denoising = False
+            self._free_slot()
             for task in (follower, work, self._upload):
                 if task is not None and not task.done():
                     task.cancel()
@@ -96,16 +104,21 @@ class Attempt:
             self.stop = stop
             self.run_dir.cancel()
 
+    def _free_slot(self) -> None:
+        if self.denoising:
+            self.denoising = False
+            self._freed()
+
     # --- the work itself
 
     async def _work(self) -> str:
         try:
             await self._prepare()
             frames, info = await self._generate()
-            self.denoising = False
+            self._free_slot()
             return await self._deliver(frames, info)
         except LeaseLost:
-            return self._lost()
+            raise
         except GenerationCancelled as error:
             return await self._stopped(error)
         except GenerationRejected as error:
@@ -118,13 +131,9 @@ class Attempt:
 
     async def _prepare(self) -> None:
         """Make the run directory and put the newest checkpoint into it."""
-        root, job = self.tools.settings.runs, self.job
-        await asyncio.to_thread(self.run_dir.create)
-        local = await asyncio.to_thread(runs.best_local_checkpoint, root, job.id)
+        job = self.job
         stored_step = job.checkpoint_step if job.checkpoint_key else None
-        if local is not None and local[1] >= (stored_step or 0):
-            with contextlib.suppress(FileNotFoundError):
-                await asyncio.to_thread(_copy, local[0], self.run_dir.checkpoint)
+        await self._stubbornly(self._make_directory, stored_step or 0)
         if stored_step is not None and not self.run_dir.checkpoint.exists():
             try:
                 await self._stubbornly(self.tools.files.get, job.checkpoint_key, self.run_dir.checkpoint)
@@ -133,9 +142,20 @@ class Attempt:
         if self.stop is not None:
             self.run_dir.cancel()
 
+    def _make_directory(self, least_step: int) -> None:
+        """With the newest checkpoint that is on this machine, if it is not older than the stored one."""
+        try:
+            self.run_dir.create()
+            local = runs.best_local_checkpoint(self.tools.settings.runs, self.job.id)
+            if local is not None and local[1] >= least_step:
+                _copy(local[0], self.run_dir.checkpoint)
+        except FileNotFoundError:
+            pass  # whoever tidies up was faster
+        except OSError as error:
+            raise StorageError(f"cannot write the run directory: {error}") from error
+
     async def _generate(self):
-        first = self.job.attempts == 1
-        if first:
+        if self.job.attempts == 1:
             worker_metrics().queue_wait.observe(max(0.0, self.job.leased_at - self.job.created_at))
         logger.info("started", extra={"attempt": self.job.attempts, "checkpoint_step": self.job.checkpoint_step})
         preview = bool(self.job.request.get("preview"))
@@ -147,16 +167,16 @@ class Attempt:
         self._phase = "encode"
         local = self.run_dir.path / "video.mp4"
         fps = int(self.job.request.get("fps") or info.get("fps") or 16)
-        await asyncio.to_thread(_encode, frames, fps, local)
+        encoded = self._stubbornly(_encode, frames, fps, local)
+        _, digest = await asyncio.gather(encoded, asyncio.to_thread(_digest, frames))
         key = storage.video_key(self.job.id, self.lease.fence)
         size = await self._stubbornly(self.tools.files.put, local, key)
-        seconds = dict(info.get("seconds") or {})
-        info["gpu_seconds"] = sum(seconds.values()) or None
-        seconds["video"] = round(time.monotonic() - started, 3)
-        digest = await asyncio.to_thread(lambda: hashlib.sha256(frames).hexdigest())
+        computed = dict(info.get("seconds") or {})
+        waited = max(0.0, self.job.started_at - self.job.created_at)
+        seconds = {"queue": round(waited, 4), **computed, "encode": round(time.monotonic() - started, 4)}
         info = {**info, "seconds": seconds, "frames_sha256": digest}
-        if info["gpu_seconds"] is None:
-            del info["gpu_seconds"]
+        if gpu_seconds := sum(computed.values()):
+            info["gpu_seconds"] = gpu_seconds
         status = await self._end(self.tools.store.complete, self.lease, key, size, info)
         if status == "completed":
             self._measure(info, seconds)
@@ -177,8 +197,15 @@ class Attempt:
 
     async def _tidy(self, video: str | None) -> None:
         """Remove what nobody needs any more; the sweep of a deleted job removes the rest."""
+        if self._upload is not None:
+            await asyncio.wait({self._upload})  # it would bring back what is removed here
         files, job = self.tools.files, self.job
-        keys = [video, job.checkpoint_key, storage.checkpoint_key(job.id, self.lease.fence), storage.preview_key(job.id)]
+        keys = [
+            video,
+            job.checkpoint_key,
+            storage.checkpoint_key(job.id, self.lease.fence),
+            storage.preview_key(job.id),
+        ]
         for key in dict.fromkeys(filter(None, keys)):
             with contextlib.suppress(StorageError):
                 await asyncio.to_thread(files.delete, key)
@@ -209,6 +236,8 @@ class Attempt:
                     run.checkpoint.unlink(missing_ok=True)
         else:
             await self._keep_checkpoint()
+        if UNHEALTHY in str(error):
+            runs.mark_broken(self.tools.settings.runs)
         status = await self._end(self.tools.store.fail, self.lease, error.code, str(error), True)
         logger.warning("the attempt failed", extra={"reason": str(error), "status": status})
         return status
@@ -234,12 +263,13 @@ class Attempt:
                 pause = min(pause * 2, 5)
 
     async def _stubbornly(self, operation, *arguments):
-        """A storage operation, tried again for `storage_retry_seconds`."""
+        """An operation on files, tried again for `storage_retry_seconds`."""
         deadline, pause = time.monotonic() + self.tools.settings.storage_retry_seconds, 0.5
         while True:
             try:
                 return await asyncio.to_thread(operation, *arguments)
             except StorageError as error:
+                self.tools.disk_trouble = True
                 if time.monotonic() + pause > deadline:
                     raise
                 logger.warning("storage is tried again", extra={"reason": str(error)})
@@ -250,10 +280,12 @@ class Attempt:
 
     async def _follow(self) -> str:
         """Carry progress, previews and checkpoints out of the run directory; returns when the attempt must be given up."""
-        last_beat = 0.0
+        last_beat = time.monotonic()  # the lease is fresh
         while True:
             progress = await asyncio.to_thread(self.run_dir.progress)
             self._note(progress)
+            if self.stop is not None:
+                self.run_dir.cancel()
             age = time.monotonic() - last_beat
             news = self._report(progress) != self._reported or self._stored
             if age >= self.tools.settings.heartbeat_seconds or (news and age >= REPORT_SECONDS):
@@ -263,6 +295,7 @@ class Attempt:
                     return "lost"
             stall = self.tools.settings.stall_seconds
             if self._phase is None and time.monotonic() - self._moved > stall:
+                runs.mark_broken(self.tools.settings.runs)
                 return f"no progress for {stall:g} s"
             await asyncio.sleep(POLL_SECONDS)
 
@@ -278,17 +311,17 @@ class Attempt:
                     worker_metrics().step.observe(seconds)
             self._last_step = step
         if progress.get("phase") == "decode":
-            self.denoising = False
+            self._free_slot()
 
     def _report(self, progress: dict) -> Progress:
         phase = self._phase or progress.get("phase")
-        eta = progress.get("eta_seconds") if phase == "denoise" else None
+        eta = progress.get("eta_seconds") if phase in ("denoise", "decode") else None
         return Progress(progress.get("step"), progress.get("steps"), progress.get("skipped"), phase, eta)
 
     async def _beat(self, progress: dict) -> bool:
         """Heartbeat with the newest progress; False when the lease is gone. A database that is away is tried again."""
         report = self._report(progress)
-        if self._upload is None or self._upload.done():
+        if self._phase is None and (self._upload is None or self._upload.done()):
             self._upload = asyncio.create_task(self._upload_news())
         stored, self._stored = self._stored, {}
         try:
@@ -348,8 +381,15 @@ class Attempt:
 
 def _copy(source: Path, target: Path) -> None:
     temporary = target.with_suffix(".copy")
-    temporary.write_bytes(source.read_bytes())
-    temporary.rename(target)
+    try:
+        shutil.copyfile(source, temporary)
+        temporary.rename(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _digest(frames) -> str:
+    return hashlib.sha256(frames).hexdigest()
 
 
 def _encode(frames, fps: int, target: Path) -> None:

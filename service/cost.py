@@ -5,7 +5,7 @@
     skipped step  = per_skipped_step + branches x per_skipped_token x S
 
 S is the sequence length of the DiT, ((T - 1) / 4 + 1) x (H / 16) x (W / 16); the linear term stands for the matrix products,
-the square one for self-attention; branches is 2 while guidance is on. The coefficients, and how many steps a cache computes
+the square one for self-attention; branches is 2 while guidance is on. The coefficients, and which steps a cache computes
 at which threshold, come from a JSON file that `python -m wan.cost CHECKPOINT --out FILE` measures on the machine that
 serves; `factor` is learnt per deployment from finished jobs (`JobStore.cost_factor`), so a rough file is good enough to
 begin with.
@@ -19,11 +19,14 @@ from pathlib import Path
 from service.errors import SettingsError
 
 DEFAULT_FILE = Path(__file__).with_name("cost.json")
+Plans = dict[
+    str, dict[int, dict[float, str]]
+]  # cache -> steps -> threshold from which it holds -> "1" for a computed step
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Coefficients in seconds. `computed_share`: for each cache, points [threshold, share of the steps computed]."""
+    """Coefficients in seconds, and the plans of the caches at the default sampler and flow shift."""
 
     overhead: float
     per_token: float
@@ -32,8 +35,8 @@ class CostModel:
     per_step: float = 0.0
     per_skipped_step: float = 0.0
     per_skipped_token: float = 0.0
-    skipped_per_threshold: float = 1.5  # where computed_share knows nothing of the cache
-    computed_share: dict[str, list[list[float]]] = field(default_factory=dict)
+    skipped_per_threshold: float = 1.5  # where plans knows nothing of the cache
+    plans: Plans = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path | None = None) -> "CostModel":
@@ -42,34 +45,54 @@ class CostModel:
             values = json.loads(path.read_text())
             needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
             known = {f.name: values[f.name] for f in fields(cls) if f.name in needed or f.name in values}
-            shares = known.pop("computed_share", {})
-            return cls(**{name: float(value) for name, value in known.items()}, computed_share=shares)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            plans = _plans(known.pop("plans", {}))
+            return cls(**{name: float(value) for name, value in known.items()}, plans=plans)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             names = ", ".join(f.name for f in fields(cls))
-            raise SettingsError(f"WAN_COST_FILE is {str(path)!r}: {error!r}; allowed: JSON with {names}") from None
+            raise SettingsError(
+                f"WAN_COST_FILE is {str(path)!r}: {error!r}; allowed: JSON with {names}, "
+                "as python -m wan.cost CHECKPOINT --out FILE writes it"
+            ) from None
 
     def predict(self, request: dict) -> float:
         """Seconds for a complete request (keys width, height, num_frames, steps, guidance_scale; optional
         cache_threshold, cache, guidance_end)."""
         width, height, frames = request["width"], request["height"], request["num_frames"]
         tokens = ((frames - 1) // 4 + 1) * (height // 16) * (width // 16)
-        steps, share = request["steps"], self._share(request)
-        guided = 0 if request["guidance_scale"] == 1 else math.ceil(request.get("guidance_end", 1.0) * steps)
-        branches = 1 + guided / steps  # on average over the steps
-        computed = self.per_step + branches * (self.per_token * tokens + self.per_token_squared * tokens**2)
-        skipped = self.per_skipped_step + branches * self.per_skipped_token * tokens
-        denoise = steps * (share * computed + (1 - share) * skipped)
+        steps, plan = request["steps"], self.plan(request)
+        guided = 0 if request["guidance_scale"] == 1 else math.ceil(round(request.get("guidance_end", 1.0) * steps, 6))
+        computed, skipped = sum(plan), steps - sum(plan)
+        computed_branches = computed + sum(plan[:guided])
+        skipped_branches = steps + guided - computed_branches
+        denoise = computed * self.per_step + skipped * self.per_skipped_step
+        denoise += computed_branches * (self.per_token * tokens + self.per_token_squared * tokens**2)
+        denoise += skipped_branches * self.per_skipped_token * tokens
         return self.overhead + denoise + self.per_pixel * frames * width * height
 
-    def _share(self, request: dict) -> float:
-        """Share of the steps that is computed: between the two nearest measured thresholds."""
-        threshold = request.get("cache_threshold") or 0.0
-        points = sorted(self.computed_share.get(request.get("cache", "teacache"), []))
+    def plan(self, request: dict) -> list[bool]:
+        """Which steps of the request are computed: exact for the numbers of steps in `plans`, else after the nearest one."""
+        steps, threshold = request["steps"], request.get("cache_threshold") or 0.0
+        known = self.plans.get(request.get("cache", "teacache"))
         if threshold == 0:
-            return 1.0
-        if not points:
-            return 1 - min(0.7, self.skipped_per_threshold * threshold)
-        for (low, low_share), (high, high_share) in zip(points, points[1:]):
-            if low <= threshold <= high:
-                return low_share + (high_share - low_share) * (threshold - low) / (high - low)
-        return points[-1][1]
+            return [True] * steps
+        if not known:
+            share = 1 - min(0.7, self.skipped_per_threshold * threshold)
+            return [round((i + 1) * share) > round(i * share) for i in range(steps)]
+        nearest = min(known, key=lambda count: abs(count - steps))
+        reached = [start for start in known[nearest] if start <= threshold]
+        plan = known[nearest][max(reached)] if reached else "1" * nearest
+        return [plan[i * nearest // steps] == "1" for i in range(steps)]
+
+
+def _plans(written: dict) -> Plans:
+    """The plans of a file; raises ValueError for one whose length is not its number of steps."""
+    plans = {
+        cache: {int(steps): {float(start): plan for start, plan in starts.items()} for steps, starts in counts.items()}
+        for cache, counts in written.items()
+    }
+    for cache, counts in plans.items():
+        for steps, starts in counts.items():
+            for start, plan in starts.items():
+                if len(plan) != steps or set(plan) - {"0", "1"}:
+                    raise ValueError(f"plans.{cache}.{steps}.{start:g} is {plan!r}; allowed: {steps} characters 0 or 1")
+    return plans

@@ -1,27 +1,27 @@
 """Errors of the service and the one table that maps them to HTTP.
 
-    ServiceError
-    ├── InvalidRequest(param, value, allowed)   400  the caller must change a field
-    ├── Unauthorized                            401  the caller must send a valid API key
-    ├── Forbidden                               403  the key may not do this
-    ├── NotFound                                404  no such video, or not the caller's
-    ├── MethodNotAllowed                        405  the path exists, the method does not
-    ├── Conflict                                409  the video is not in a state that allows this
-    ├── BodyTooLarge                            413  the caller must send less
-    ├── UnsupportedMedia                        415  the caller must send JSON or a multipart form
-    ├── RangeNotSatisfiable                     416  the caller must ask for bytes that exist
-    ├── IdempotencyMismatch                     422  the key was used for another request
-    ├── DeadlineUnreachable                     422  the caller must allow more time
-    ├── QueueFull                               429  come back after `retry_after` seconds
-    ├── RateLimited                             429  this key sends too much
-    ├── Unavailable                             503  database or storage cannot be reached at the moment
-    └── not meant for HTTP
-        ├── SettingsError                       the operator must fix a setting
-        ├── LeaseLost                           the worker must drop the job: another one owns it
-        ├── GenerationRejected                  Triton says that the request itself is wrong; no retry
-        ├── GenerationCancelled                 the denoise loop saw the cancel file
-        ├── GenerationFailed                    Triton or a stage broke; another attempt may succeed
-        └── StorageError                        the video store refused or did not answer
+ServiceError
+├── InvalidRequest(param, value, allowed)   400  the caller must change a field
+├── Unauthorized                            401  the caller must send a valid API key
+├── Forbidden                               403  the key may not do this
+├── NotFound                                404  no such video, or not the caller's
+├── MethodNotAllowed                        405  the path exists, the method does not
+├── Conflict                                409  the video is not in a state that allows this
+├── BodyTooLarge                            413  the caller must send less
+├── UnsupportedMedia                        415  the caller must send JSON or a multipart form
+├── RangeNotSatisfiable                     416  the caller must ask for bytes that exist
+├── IdempotencyMismatch                     422  the key was used for another request
+├── DeadlineUnreachable                     422  the caller must allow more time
+├── QueueFull                               429  come back after `retry_after` seconds
+├── RateLimited                             429  this key sends too much
+├── Unavailable                             503  database or storage cannot be reached at the moment
+└── not meant for HTTP
+    ├── SettingsError                       the operator must fix a setting
+    ├── LeaseLost                           the worker must drop the job: another one owns it
+    ├── GenerationRejected                  Triton says that the request itself is wrong; no retry
+    ├── GenerationCancelled                 the denoise loop saw the cancel file
+    ├── GenerationFailed                    Triton or a stage broke; another attempt may succeed
+    └── StorageError                        the video store refused or did not answer
 """
 
 
@@ -133,4 +133,5 @@ class GenerationFailed(ServiceError):
 
 
 class StorageError(ServiceError):
+    status = 503
     code = "storage_unavailable"

@@ -24,7 +24,12 @@ class WorkerMetrics:
 
         self.queue_wait = Histogram("wan_queue_wait_seconds", "From submission to the first lease", buckets=BUCKETS)
         self.job = Histogram("wan_job_seconds", "From submission to the video", buckets=BUCKETS)
-        self.stage = Histogram("wan_stage_seconds", "Time in a stage", ["stage"], buckets=BUCKETS)
+        self.stage = Histogram(
+            "wan_stage_seconds",
+            "Time in a stage: queue, text_encoder, denoise, vae_decoder, encode (MP4)",
+            ["stage"],
+            buckets=BUCKETS,
+        )
         self.step = Histogram("wan_denoise_step_seconds", "One denoise step", buckets=STEP_BUCKETS)
         self.steps = Counter("wan_denoise_steps", "Denoise steps by how they were obtained", ["kind"])
         self.gpu_seconds = Counter("wan_gpu_seconds", "Seconds that Triton's stages worked on jobs")

@@ -5,7 +5,8 @@ so this program asks the process table and the stages themselves:
 
     startup   every model is ready and one real request passed all stages; run until it succeeds once
     ready     the server and every model are ready, no Python process is missing
-    live      the server answers, no Python process is missing, a real request passes the tokenizer, no denoise slot is stuck
+    live      the server answers, no Python process is missing, a real request passes the tokenizer, no denoise slot is stuck,
+              and no worker has said that a stage hangs (`--run-dir`)
 
 A long job never fails a probe: nothing here waits behind one, and a slot counts as stuck only after `--stall` seconds
 without a step. Exit status 0 or 1; the reason goes to standard output, where kubelet's event shows it.
@@ -17,8 +18,12 @@ import json
 import re
 import sys
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
+
+from service.runs import broken_since
 from service.triton_processes import find_stubs
 
 INSTANCE = re.compile(
@@ -109,6 +114,13 @@ def check_processes(triton: Triton, server_pid: int) -> None:
         raise ProbeFailed(f"{needed - len(found)} of {needed} Python stages are dead; alive: {names}")
 
 
+def check_broken(run_dir: Path, server_pid: int) -> None:
+    """The worker says that a stage hangs; what it said before this server began is of no concern."""
+    since = broken_since(run_dir)
+    if since is not None and since > psutil.Process(server_pid).create_time():
+        raise ProbeFailed(f"the worker said {time.time() - since:.0f} s ago that a stage hangs")
+
+
 def startup(triton: Triton, options: argparse.Namespace) -> None:
     ready(triton, options)
     # The default size of the checkpoint, because that is what will be asked for; one step is enough to touch everything.
@@ -125,6 +137,8 @@ def live(triton: Triton, options: argparse.Namespace) -> None:
     check_processes(triton, options.server_pid)
     triton.infer("tokenizer", "REQUEST", PROMPT=("BYTES", "are you alive"), SEED=("INT64", 0))
     triton.check_slots(options.stall)
+    if options.run_dir is not None:
+        check_broken(options.run_dir, options.server_pid)
 
 
 PROBES = {"startup": startup, "ready": ready, "live": live}
@@ -139,6 +153,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--server-pid", type=int, default=1, help="process above Triton (default: the container's first process)"
     )
     parser.add_argument("--timeout", type=float, default=10, help="seconds for each question")
+    parser.add_argument("--run-dir", type=Path, help="the WAN_RUN_DIR that Triton shares with the worker")
     parser.add_argument(
         "--stall", type=float, default=1200, help="seconds without a step after which a busy slot is stuck"
     )

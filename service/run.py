@@ -16,7 +16,8 @@ from service.tritonserver import TritonServerError
 BAR = 28
 FIELDS = {
     "negative_prompt": str, "width": int, "height": int, "num_frames": int, "steps": int, "guidance_scale": float,
-    "flow_shift": float, "seed": int, "sampler": str, "cache_threshold": float,
+    "flow_shift": float, "seed": int, "sampler": str, "cache": str,
+    "cache_threshold": float, "guidance_end": float,
 }  # fmt: skip
 
 
@@ -75,7 +76,9 @@ def generate(url: str, choice: argparse.Namespace) -> Path:
         out = choice.out or choice.state / f"{video['id']}.mp4"
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(client.get(video["url"]).raise_for_status().content)
-    say(f"{video['size']}, {video['num_frames']} frames, seed {video['seed']}, {video['inference_time_s']:.1f} s in Triton")
+    say(
+        f"{video['size']}, {video['num_frames']} frames, seed {video['seed']}, {video['inference_time_s']:.1f} s in Triton"
+    )
     return out
 
 

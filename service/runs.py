@@ -4,12 +4,15 @@ Each attempt has its own directory, `$WAN_RUN_DIR/<job id>-<fence>/`. An attempt
 that follows it; whoever finds its directory asks it to stop, keeps its checkpoint if that is the newest, and removes it.
 """
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import time
 from pathlib import Path
 
+BROKEN = "broken"
 ATTEMPT = re.compile(r"(video_[0-9a-f]{32})-(\d+)")
 
 
@@ -32,9 +35,11 @@ class Run:
             return {}
 
     def cancel(self) -> None:
-        """Stop the loop before its next step."""
-        if self.path.is_dir():
-            (self.path / "cancel").touch()
+        """Stop the loop before its next step. On a full disk nothing is written; say it again then."""
+        mark = self.path / "cancel"
+        if self.path.is_dir() and not mark.exists():
+            with contextlib.suppress(OSError):
+                mark.touch()
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -78,3 +83,30 @@ def quiet_for(run: Run) -> float:
     except OSError:
         return 0.0
     return time.time() - newest
+
+
+def mark_broken(root: Path) -> None:
+    """Tell whoever looks after Triton (launcher, liveness probe) that it must be restarted."""
+    with contextlib.suppress(OSError):
+        (root / BROKEN).touch()
+
+
+def broken_since(root: Path) -> float | None:
+    """When Triton was said to be broken (seconds since the epoch); None when it was not."""
+    try:
+        return (root / BROKEN).stat().st_mtime
+    except OSError:
+        return None
+
+
+def clear_broken(root: Path) -> None:
+    (root / BROKEN).unlink(missing_ok=True)
+
+
+def try_out(root: Path) -> None:
+    """OSError when a megabyte cannot be written."""
+    path = root / f".try-out-{os.getpid()}"
+    try:
+        path.write_bytes(bytes(1 << 20))
+    finally:
+        path.unlink(missing_ok=True)

@@ -24,7 +24,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def show(stack: Stack) -> None:
     triton = stack.triton
     say(f"page     {stack.url}/\nAPI      {stack.url}/v1/videos   (OpenAPI: {stack.url}/openapi.json)")
-    say(f"metrics  {stack.url}/metrics\nTriton   gRPC {triton.grpc_url}   HTTP {triton.http_url}   metrics {triton.metrics_url}")
+    say(
+        f"metrics  {stack.url}/metrics\nTriton   gRPC {triton.grpc_url}   HTTP {triton.http_url}   metrics {triton.metrics_url}"
+    )
     say(f"logs     {stack.state / 'log'}\nCtrl-C stops everything")
 
 

@@ -12,6 +12,7 @@ import bentoml
 from bentoml.validators import ContentType
 from starlette.concurrency import run_in_threadpool
 
+from service import bento_timeout
 from service.api import events, requests
 from service.api.app import create_app
 from service.errors import GenerationFailed, ServiceError
@@ -19,6 +20,7 @@ from service.settings import load_settings
 
 settings = load_settings()
 app = create_app(settings)
+bento_timeout.remove()
 
 
 @bentoml.service(
@@ -46,7 +48,9 @@ class WanService:
         flow_shift: float | None = None,
         seed: int | None = None,
         sampler: str | None = None,
+        cache: str | None = None,
         cache_threshold: float | None = None,
+        guidance_end: float | None = None,
     ) -> Annotated[Path, ContentType("video/mp4")]:
         """Generate a video and return the MP4. The job goes through the same queue as those of `/v1/videos`."""
         given = {name: value for name, value in locals().items() if name not in ("self", "ctx") and value is not None}

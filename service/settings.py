@@ -25,7 +25,9 @@ class ModelCard(BaseModel):
     guidance_scale: float = 5.0
     flow_shift: float = 5.0
     sampler: str = "unipc"
+    cache: str = "teacache"
     cache_threshold: float = 0.0
+    guidance_end: float = 1.0
     negative_prompt: str | None = None
     fps: int = 16
 
@@ -47,7 +49,7 @@ class Settings(BaseSettings):
     # the model
     model_name: str = Field("wan", pattern=r"^[A-Za-z0-9._/-]{1,64}$")
     model_card: Path = Path("models/tiny/wan.json")
-    cost_file: Path | None = None  # coefficients of the cost formula, see service/cost.py
+    cost_file: Path | None = None  # what a request costs here, from python -m wan.cost CHECKPOINT --out FILE
 
     # admission
     max_queued: int = Field(1000, ge=1)

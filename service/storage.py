@@ -40,7 +40,9 @@ class Storage:
         try:
             self.fs, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
         except (ValueError, ImportError) as error:
-            raise StorageError(f"WAN_STORAGE_URL is {url!r}: {error}; allowed: a directory or s3://bucket/prefix") from None
+            raise StorageError(
+                f"WAN_STORAGE_URL is {url!r}: {error}; allowed: a directory or s3://bucket/prefix"
+            ) from None
         self.local = "file" in self.fs.protocol
 
     def _path(self, key: str) -> str:
@@ -96,6 +98,17 @@ class Storage:
         folder = os.path.dirname(self._path(f"{job_id}/x"))
         with _storage_errors("delete"), contextlib.suppress(FileNotFoundError):
             self.fs.rm(folder, recursive=True)
+
+    def try_out(self) -> None:
+        """StorageError when a megabyte cannot be written."""
+        path = self._path(f"try-out/{os.getpid()}")
+        with _storage_errors("write"):
+            if self.local:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+            try:
+                self.fs.pipe_file(path, bytes(CHUNK))
+            finally:
+                self.delete(f"try-out/{os.getpid()}")
 
     def ping(self) -> None:
         """StorageError when the store does not answer."""

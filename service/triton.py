@@ -24,7 +24,9 @@ INPUTS = {
     "FLOW_SHIFT": ("flow_shift", "FP32", np.float32),
     "SEED": ("seed", "INT64", np.int64),
     "SAMPLER": ("sampler", "BYTES", np.object_),
+    "CACHE": ("cache", "BYTES", np.object_),
     "CACHE_THRESHOLD": ("cache_threshold", "FP32", np.float32),
+    "GUIDANCE_END": ("guidance_end", "FP32", np.float32),
 }
 
 

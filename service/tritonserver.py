@@ -8,7 +8,7 @@
     this program ── guard ── tritonserver ── one Python stub for each instance of a Python model
 
 The guard (`triton_guard`) cleans up behind the server whatever way this program ends. A watching thread starts the
-server again, on the same ports, when it ends, hangs, or when a stub has died.
+server again, on the same ports, when it ends or hangs, when a stub has died, and when a worker says that a stage hangs.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from service import runs
 from service import triton_install as install
 from service.triton_install import ModelLoadFailed, PortInUse, TritonExited, TritonServerError
 from service.triton_log import LogReader, load_failure, port_conflict, progress, stopped_idle, tail
@@ -249,6 +250,8 @@ class TritonServer:
                 raise TritonExited("stopped while it was starting")
             time.sleep(POLL_SECONDS)
         self._stubs = find_stubs(self._guard.pid)
+        if self.run_dir:
+            runs.clear_broken(self.run_dir)
         self._ready.set()
 
     def _explain(self, lines: list[str]) -> TritonServerError:
@@ -323,6 +326,8 @@ class TritonServer:
                 return f"tritonserver ended with status {self._guard.returncode}"
             if dead := first_dead(self._stubs):
                 return f"{dead} died"
+            if self.run_dir and runs.broken_since(self.run_dir):
+                return "a worker says that a stage hangs"
             if time.monotonic() >= next_check:
                 failures = 0 if self._answers("/v2/health/live") else failures + 1
                 next_check = time.monotonic() + LIVE_CHECK_SECONDS

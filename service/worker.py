@@ -95,12 +95,35 @@ class Worker:
         ready = await self.tools.triton.ready()
         if ready and not self.slots:
             self.slots = await self.tools.triton.slots()
+        if self._is_broken(ready) or not await self._files_work():
+            ready = False
         if ready != self._ready:
-            logger.info("Triton is ready" if ready else "Triton is not ready", extra={"slots": self.slots})
+            logger.info("ready" if ready else "not ready", extra={"slots": self.slots})
         self._ready = ready
 
+    async def _files_work(self) -> bool:
+        """After trouble with files: whether they can be written again. Jobs wait meanwhile, instead of failing one by one."""
+        if self.tools.disk_trouble:
+            try:
+                await asyncio.to_thread(self.tools.files.try_out)
+                await asyncio.to_thread(runs.try_out, self.settings.runs)
+                self.tools.disk_trouble = False
+            except (ServiceError, OSError) as error:
+                logger.warning("files cannot be written", extra={"reason": str(error)})
+        return not self.tools.disk_trouble
+
+    def _is_broken(self, ready: bool) -> bool:
+        """Whether Triton waits for a restart, whatever it says itself; if none comes, it is tried again after a while."""
+        since = runs.broken_since(self.settings.runs)
+        if since is None:
+            return False
+        if not ready or time.time() - since > self.settings.stall_seconds:
+            runs.clear_broken(self.settings.runs)
+            return False
+        return True
+
     def _start(self, lease: Lease) -> None:
-        attempt = Attempt(self.tools, lease)
+        attempt = Attempt(self.tools, lease, self._wake.set)
         task = asyncio.create_task(self._run(attempt))
         self.attempts[task] = attempt
         task.add_done_callback(self._ended)

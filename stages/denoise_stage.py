@@ -70,7 +70,7 @@ class DenoiseStage:
         run = DenoiseRun(generation, plan, self._model, directory, self._intervals, self._metrics, preview)
         latents, info = self._run(run, generation, context[0], negative[0])
         if (encoding := _encoding_seconds(request, tokenized_at)) is not None:
-            info["seconds"]["text_encoder"] = round(encoding, 4)
+            info["seconds"] = {"text_encoder": round(encoding, 4)} | info["seconds"]
         return {"LATENTS": latents, "INFO": np.array([json.dumps(info)], np.object_)}
 
     @torch.inference_mode()

@@ -1,20 +1,26 @@
 """Options that every command which sends load takes."""
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from loadtest import local_stack
+from loadtest.errors import ProfileError, ToolError
 from loadtest.profile import Profile, load_profile
 from loadtest.targets.guard import refuse_remote
+from service.stack import Stack
 
 OUT = Path("build/loadtest")
 PROFILES = Path(__file__).parent.parent / "profiles"
 
 
-def add_profile_options(parser: argparse.ArgumentParser) -> None:
-    """The profile, overrides of its fields, and where the results go."""
+def add_profile_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """The profile (may be left out if there is a default), overrides of its fields, and where the results go."""
     shipped = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml")))
-    parser.add_argument("profile", help=f"YAML file, or one that ships with the package: {shipped}")
+    about = f"YAML file, or one that ships with the package: {shipped}"
+    parser.add_argument("profile", nargs="?" if default else None, default=default, help=about)
     parser.add_argument(
         "--set",
         action="append",
@@ -24,8 +30,34 @@ def add_profile_options(parser: argparse.ArgumentParser) -> None:
         help="override a field of the profile, e.g. load.per_minute=30; may be repeated",
     )
     parser.add_argument("--url", help="override target.url")
-    parser.add_argument("--out", type=Path, help=f"folder of the result; {OUT}/NAME-TIME if not given")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help=f"folder of the result; {OUT}/NAME-TIME if not given"
+    )
     parser.add_argument("--allow-remote", action="store_true", help="permit targets that are not this machine")
+
+
+def add_serve_options(parser: argparse.ArgumentParser) -> None:
+    """For commands that can start what they load."""
+    group = parser.add_argument_group("start the service for this command")
+    group.add_argument("--serve", action="store_true", help="start the service here, and stop it afterwards")
+    local_stack.add_options(group)
+
+
+@contextlib.contextmanager
+def target_of(given: argparse.Namespace) -> Iterator[tuple[Profile, Stack | None]]:
+    """The profile, and with --serve the service that it is aimed at, which lives as long as the block."""
+    profile = read_profile(given)
+    if not given.serve:
+        yield profile, None
+        return
+    if given.url:
+        raise ProfileError(f"--url is {given.url!r} and --serve starts a service of its own; allowed: one of them")
+    with contextlib.ExitStack() as stack:
+        try:
+            running = stack.enter_context(local_stack.serving(given.checkpoint, given.repository))
+        except local_stack.Failure as error:
+            raise ToolError(f"--serve: {error}") from error
+        yield local_stack.aimed(profile, running), running
 
 
 def read_profile(given: argparse.Namespace) -> Profile:

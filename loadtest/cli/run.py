@@ -5,24 +5,27 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.cli.options import add_profile_options, folder_of, read_profile
+from loadtest.cli.options import add_profile_options, add_serve_options, folder_of, target_of
 from loadtest.record import Result
 from loadtest.report import shown, write_run
 from loadtest.session import run_profile
+from loadtest.table import run_row, tell
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_profile_options(parser)
+    add_serve_options(parser)
     parser.add_argument("--quiet", action="store_true", help="no live view")
 
 
 def handle(given: argparse.Namespace) -> int:
-    """Write result.json, records.csv and report.html, and print the verdict."""
-    profile = read_profile(given)
-    folder = folder_of(given, profile.name)
-    result = run_profile(profile, given.allow_remote, quiet=given.quiet)
+    """Write result.json, records.csv, report.html and table.md, and print the verdict."""
+    with target_of(given) as (profile, _):
+        folder = folder_of(given, profile.name)
+        result = run_profile(profile, given.allow_remote, quiet=given.quiet)
     write_run(result, folder)
     print_run(result)
+    tell([run_row(result)], folder)
     print(f"report: {folder / 'report.html'}")
     return 0 if result.verdict["ok"] else 1
 

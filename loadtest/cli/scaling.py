@@ -11,30 +11,32 @@ from loadtest.cli.options import add_profile_options, folder_of, read_profile
 from loadtest.plots import PALETTE, Chart, Layer
 from loadtest.queue_cost import OPERATIONS, QueueCost
 from loadtest.report import page, plots, shown, table
+from loadtest.table import Row, queue_row, tell, worker_row
 from loadtest.worker_scaling import Scaled
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    add_profile_options(parser)
-    parser.add_argument(
-        "--workers", type=int, nargs="*", default=[1, 2], help="numbers of workers; none: skip this part"
-    )
+    add_profile_options(parser, default="saturate")
+    parser.add_argument("--only", choices=("workers", "queue"), help="one part of the two")
+    parser.add_argument("--workers", type=numbers, default="1,2", metavar="N,N", help="numbers of workers")
     parser.add_argument(
         "--start",
+        metavar="COMMAND",
         default=worker_scaling.LOCAL_STACK,
         help="command that starts the service with {workers} workers at target.url; {python} is this interpreter, {port} "
         "the URL's port",
     )
-    parser.add_argument("--start-timeout", type=float, default=300, help="seconds until the service must answer")
     parser.add_argument(
-        "--queue", type=int, nargs="*", default=[10, 1_000, 100_000], help="queue lengths; none: skip this part"
+        "--start-timeout", type=float, metavar="SECONDS", default=300, help="seconds until the service must answer"
     )
+    parser.add_argument("--queue", type=numbers, default="10,1000,100000", metavar="N,N", help="queue lengths")
     parser.add_argument(
         "--database-url",
         action="append",
         default=[],
         dest="databases",
-        help="empty database to measure, e.g. postgresql://…; may be repeated; default: a temporary SQLite",
+        metavar="URL",
+        help="empty database to measure, e.g. postgresql://USER@HOST/NAME; may be repeated; a temporary SQLite if not given",
     )
     parser.add_argument("--cycles", type=int, default=200, help="jobs per queue length")
 
@@ -43,9 +45,9 @@ def handle(given: argparse.Namespace) -> int:
     """Write scaling.json and report.html; exit code 1 if the queue's cost breaks its goals."""
     profile = read_profile(given)
     folder = folder_of(given, "scaling")
-    costs = measure_queues(given.databases, given.queue, given.cycles) if given.queue else []
+    costs = [] if given.only == "workers" else measure_queues(given.databases, given.queue, given.cycles)
     scaled: list[Scaled] = []
-    if given.workers:
+    if given.only != "queue":
         scaled = worker_scaling.measure(profile, given.start, given.workers, folder, given.start_timeout, _tell_scaled)
     said = [problem for group in costs for problem in queue_cost.problems(group)]
     data = {
@@ -66,8 +68,25 @@ def handle(given: argparse.Namespace) -> int:
     (folder / "report.html").write_text(_page(costs, scaled, said), encoding="utf-8")
     for problem in said:
         print(problem)
+    tell(rows_of(costs, scaled), folder)
     print(f"report: {folder / 'report.html'}")
     return 1 if said else 0
+
+
+def numbers(text: str) -> list[int]:
+    """`1,2` as a list."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"is {text!r}; allowed: whole numbers from 1 with commas between, as in 1,2")
+    return found
+
+
+def rows_of(costs: list[list[QueueCost]], scaled: list[Scaled]) -> list[Row]:
+    """Both parts as rows of the table of measurements."""
+    return [worker_row(one, scaled[0]) for one in scaled] + [queue_row(cost) for group in costs for cost in group]
 
 
 def measure_queues(databases: list[str], lengths: list[int], cycles: int) -> list[list[QueueCost]]:

@@ -30,6 +30,8 @@ def tensors_of(order: Order) -> dict[str, np.ndarray]:
         "NUM_FRAMES": (shape.num_frames, np.int32),
         "STEPS": (shape.steps, np.int32),
         "GUIDANCE_SCALE": (shape.guidance_scale, np.float32),
+        "GUIDANCE_END": (shape.guidance_end, np.float32),
+        "CACHE": (shape.cache and shape.cache.encode(), object),
         "CACHE_THRESHOLD": (shape.cache_threshold, np.float32),
         "SEED": (order.seed, np.int64),
     }

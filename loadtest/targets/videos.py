@@ -124,6 +124,8 @@ def body_of(order: Order) -> dict:
         "num_frames": shape.num_frames,
         "num_inference_steps": shape.steps,
         "guidance_scale": shape.guidance_scale,
+        "guidance_end": shape.guidance_end,
+        "cache": shape.cache,
         "cache_threshold": shape.cache_threshold,
         "priority": shape.priority,
         "size": f"{shape.width}x{shape.height}" if shape.width else None,
@@ -134,7 +136,6 @@ def body_of(order: Order) -> dict:
 def stages_of(job: dict, record: Record) -> dict[str, float]:
     """Seconds of each stage as the service tells them; without its word, the queue ends when we saw the work begin."""
     told = job.get("stage_durations") or {}
-    told = {"mp4": told.get("video"), **told}  # encoding and storing the file
     stages = {name: float(told[name]) for name in STAGES if told.get(name) is not None}
     if "queue" not in stages and record.started is not None:
         stages["queue"] = max(0.0, record.started - record.sent)

@@ -24,6 +24,10 @@ class JobError(BaseModel):
     message: str
 
 
+# Parameters that a job of an older version may not name.
+SAMPLING = ("guidance_scale", "guidance_end", "flow_shift", "sampler", "cache", "cache_threshold")
+
+
 class Video(BaseModel):
     """A video job. Times are in seconds, points in time since the epoch."""
 
@@ -49,6 +53,12 @@ class Video(BaseModel):
     fps: int
     steps: int
     seed: int
+    guidance_scale: float | None = None
+    guidance_end: float | None = None
+    flow_shift: float | None = None
+    sampler: str | None = None
+    cache: str | None = None
+    cache_threshold: float | None = None
     priority: str
     user: str | None = None
     # how it goes
@@ -67,7 +77,11 @@ class Video(BaseModel):
     file_name: str | None = None
     file_bytes: int | None = None
     frames_sha256: str | None = None
+    steps_computed: int | None = None
+    steps_skipped: int | None = None
+    engine: dict | None = None  # how the DiT was run: linear, attention, compiled, dtype
     inference_time_s: float | None = None
+    # queue (until the first lease), text_encoder, denoise, vae_decoder, encode (the MP4, made and stored)
     stage_durations: dict[str, float] | None = None
     peak_memory_mb: float | None = None
 
@@ -126,12 +140,13 @@ def video(job: Job, estimate: Estimate | None, model: str) -> Video:
         seconds=f"{request['num_frames'] / request['fps']:g}",
         error=JobError(code=job.error_code or "", message=job.error_message or "") if job.status == FAILED else None,
         **{name: request[name] for name in ("width", "height", "num_frames", "fps", "steps", "seed")},
+        **{name: request.get(name) for name in SAMPLING},
         user=request.get("user"),
         priority=Priority(job.priority).name,
         phase=job.phase,
         step=job.step,
         queue_position=estimate.position if estimate else None,
-        eta_seconds=round(estimate.finish_seconds, 1) if estimate else None,
+        eta_seconds=round(estimate.finish_seconds, 2) if estimate else None,
         predicted_gpu_seconds=round(job.cost, 3),
         attempts=job.attempts,
         cancel_requested=job.cancel_requested,
@@ -141,7 +156,7 @@ def video(job: Job, estimate: Estimate | None, model: str) -> Video:
         media_type="video/mp4" if done else None,
         file_name=f"{job.id}.mp4" if done else None,
         file_bytes=job.video_bytes,
-        frames_sha256=info.get("frames_sha256"),
+        **{name: info.get(name) for name in ("frames_sha256", "steps_computed", "steps_skipped", "engine")},
         inference_time_s=info.get("gpu_seconds"),
         stage_durations=info.get("seconds"),
     )

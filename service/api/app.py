@@ -96,7 +96,9 @@ def _add_errors(app: FastAPI) -> None:
     @app.api_route("/v1/{path:path}", methods=METHODS, include_in_schema=False)
     async def nothing_here(request: Request, path: str):
         known = videos.router.routes
-        methods = {name for route in known if route.matches(request.scope)[0] is Match.PARTIAL for name in route.methods}
+        methods = {
+            name for route in known if route.matches(request.scope)[0] is Match.PARTIAL for name in route.methods
+        }
         if methods:
             raise HTTPException(405, headers={"Allow": ", ".join(sorted(methods))})
         raise NotFound("there is nothing here; see /openapi.json")

@@ -1,6 +1,6 @@
 """API keys: kept as SHA-256 only, from `WAN_API_KEYS` or `WAN_API_KEYS_FILE`; without any, everybody is `anonymous`.
 
-    [{"name": "alice", "sha256": "…", "weight": 2, "max_queued": 20, "requests_per_minute": 60, "max_priority": "high"}]
+[{"name": "alice", "sha256": "…", "weight": 2, "max_queued": 20, "requests_per_minute": 60, "max_priority": "high"}]
 """
 
 import hashlib
@@ -101,5 +101,7 @@ def read_keys(settings: Settings) -> list[ApiKey]:
             place = ".".join(str(part) for part in first["loc"])
             raise SettingsError(f"WAN_API_KEYS_FILE {settings.api_keys_file}: {place}: {first['msg']}") from None
         except (OSError, ValueError) as error:
-            raise SettingsError(f"WAN_API_KEYS_FILE is {str(settings.api_keys_file)!r}: {error}; allowed: a JSON list") from None
+            raise SettingsError(
+                f"WAN_API_KEYS_FILE is {str(settings.api_keys_file)!r}: {error}; allowed: a JSON list"
+            ) from None
     return keys

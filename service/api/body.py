@@ -14,7 +14,9 @@ async def read(request: Request, limit: int) -> dict:
     """The fields of the body."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("application/json", "multipart/form-data", "application/x-www-form-urlencoded"):
-        raise UnsupportedMedia(f"Content-Type is {kind!r}; allowed: application/json, multipart/form-data", "Content-Type")
+        raise UnsupportedMedia(
+            f"Content-Type is {kind!r}; allowed: application/json, multipart/form-data", "Content-Type"
+        )
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMedia("Content-Encoding is not supported; send the body as it is", "Content-Encoding")
     request._body = await _limited(request, limit)  # form() reads it from here

@@ -1,6 +1,5 @@
 """Server-sent events of one job: its full state at every change, until it is over."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 
@@ -8,15 +7,22 @@ from starlette.requests import Request
 
 from service.api.answers import Video
 from service.api.auth import Caller
+from service.api.bells import Bell
 from service.api.gateway import Gateway
 from service.errors import NotFound, ServiceError
 
 PING_SECONDS = 15.0
-LEAST_SECONDS = 0.1  # between two events
+LOOK_SECONDS = 1.0  # how often a job is looked at whose own row did not change: its place in the queue may have
 
 
 async def watch(gateway: Gateway, job_id: str, caller: Caller, ping: float) -> AsyncIterator[Video | None]:
     """The job at every change, None after `ping` seconds without one; ends with the job."""
+    with gateway.bells.following(job_id) as bell:
+        async for video in _look(gateway, job_id, caller, ping, bell):
+            yield video
+
+
+async def _look(gateway: Gateway, job_id: str, caller: Caller, ping: float, bell: Bell) -> AsyncIterator[Video | None]:
     last, told = None, time.monotonic()
     while not gateway.stopping:
         try:
@@ -38,10 +44,7 @@ async def watch(gateway: Gateway, job_id: str, caller: Caller, ping: float) -> A
         elif time.monotonic() - told >= ping:
             told = time.monotonic()
             yield None
-        started = time.monotonic()
-        await gateway.changed(1.0)
-        if (early := LEAST_SECONDS - (time.monotonic() - started)) > 0:
-            await asyncio.sleep(early)
+        await bell.wait(LOOK_SECONDS)
 
 
 async def stream(gateway: Gateway, job_id: str, caller: Caller, first: Video) -> AsyncIterator[str]:

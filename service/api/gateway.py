@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api import answers, webhooks
 from service.api.auth import Caller, Keys
+from service.api.bells import Bells
 from service.api.requests import VideoRequest, stable_seed
 from service.cost import CostModel
 from service.errors import InvalidRequest, ServiceError, StorageError, Unavailable
@@ -17,9 +18,12 @@ from service.metrics import measured_metrics, store_metrics
 from service.settings import Settings
 from service.storage import Storage
 from service.store import Job, JobStore, NewJob, Priority
+from service.store.outbox import Delivery
 
 logger = logging.getLogger(__name__)
 SWEEP_SECONDS = 2.0
+WEBHOOKS_AT_ONCE = 8
+WEBHOOK_PAUSE_SECONDS = 0.2  # between two looks for due webhooks
 
 
 class Gateway:
@@ -34,6 +38,7 @@ class Gateway:
         self._factor = 1.0
         self._tasks: list[asyncio.Task] = []
         self._ended = threading.Event()
+        self.bells = Bells()
         self._changed = asyncio.Event()
 
     @property
@@ -69,7 +74,8 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tick()  # streams see the end
+        self._tick()
+        self.bells.ring()  # streams see the end
         if self._store is not None:
             await run_in_threadpool(self._store.close)
 
@@ -121,10 +127,18 @@ class Gateway:
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         changes = self.store.database.changes()
         while not self._ended.is_set():
-            if changes.wait(1.0):
-                with contextlib.suppress(RuntimeError):  # the loop has just been closed
-                    loop.call_soon_threadsafe(self._tick)
+            if not changes.wait(1.0):
+                continue
+            with contextlib.suppress(RuntimeError):  # the loop has just been closed
+                loop.call_soon_threadsafe(self._tick)
+                loop.call_soon_threadsafe(self.bells.ring, self._changed_jobs())
         changes.close()
+
+    def _changed_jobs(self) -> list[str] | None:
+        try:
+            return self.bells.changed(self.store.changes_of)
+        except ServiceError:
+            return None  # not known: all
 
     def _tick(self) -> None:
         self._changed.set()
@@ -161,21 +175,40 @@ class Gateway:
             self.store.forget(gone)
 
     async def _webhooks(self) -> None:
-        sender = webhooks.Sender(self.settings)
-        while True:
-            try:
-                delivery = await run_in_threadpool(self.store.due_webhook)
+        """Several at a time: one receiver that hangs must not hold up the others."""
+        sender, places = webhooks.Sender(self.settings), asyncio.Semaphore(WEBHOOKS_AT_ONCE)
+        async with asyncio.TaskGroup() as sending:
+            while True:
+                await places.acquire()
+                delivery = await self._due_webhook()
                 if delivery is not None:
-                    job = await run_in_threadpool(self.store.get, delivery.job_id)
-                    body = answers.video(job, None, self.settings.model_name).model_dump()
-                    error, retry_in = await sender.send(delivery, body)
-                    await run_in_threadpool(self.store.webhook_done, delivery, error, retry_in)
+                    sending.create_task(self._send(sender, delivery, places))
                     continue
-            except ServiceError as error:
-                logger.warning("webhook postponed", extra={"reason": str(error)})
-            except Exception:
-                logger.exception("webhook broke")
-            await self.changed(1.0)
+                places.release()
+                await asyncio.sleep(WEBHOOK_PAUSE_SECONDS)
+                await self.changed(1.0)
+
+    async def _due_webhook(self) -> Delivery | None:
+        try:
+            return await run_in_threadpool(self.store.due_webhook)
+        except ServiceError as error:
+            logger.warning("webhooks postponed", extra={"reason": str(error)})
+        except Exception:
+            logger.exception("webhooks broke")
+        return None
+
+    async def _send(self, sender: webhooks.Sender, delivery: Delivery, places: asyncio.Semaphore) -> None:
+        try:
+            job = await run_in_threadpool(self.store.get, delivery.job_id)
+            body = answers.video(job, None, self.settings.model_name).model_dump()
+            error, retry_in = await sender.send(delivery, body)
+            await run_in_threadpool(self.store.webhook_done, delivery, error, retry_in)
+        except ServiceError as error:  # it is due again when its hold is over
+            logger.warning("webhook postponed", extra={"reason": str(error)})
+        except Exception:
+            logger.exception("webhook broke")
+        finally:
+            places.release()
 
     # --- operator
 
@@ -196,4 +229,6 @@ class Gateway:
 
 
 def _too_much(cost: float, allowed: float) -> InvalidRequest:
-    return InvalidRequest("body", f"{cost:.0f} predicted GPU-seconds", f"at most {allowed:g}; ask for less or fewer steps")
+    return InvalidRequest(
+        "body", f"{cost:.0f} predicted GPU-seconds", f"at most {allowed:g}; ask for less or fewer steps"
+    )

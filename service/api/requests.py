@@ -20,6 +20,11 @@ MAX_SIDE, MAX_FRAMES, MAX_STEPS, MAX_PROMPT = 2048, 257, 1000, 8000  # as in wan
 MAX_SEED = 2**63 - 1
 SIZE = re.compile(r"(\d{2,5})[xX×*](\d{2,5})")
 
+# Stored as they are, with the model's default where the caller says nothing.
+FROM_CARD = (
+    "negative_prompt", "steps", "guidance_scale", "guidance_end", "flow_shift", "sampler", "cache", "cache_threshold",
+)  # fmt: skip
+
 Side = Annotated[int, Field(ge=16, le=MAX_SIDE)]
 
 
@@ -61,16 +66,26 @@ class VideoRequest(BaseModel):
         description="1: no guidance, half the work.",
     )
     flow_shift: float | None = Field(
-        None, ge=0.1, le=30, validation_alias=_also("flow_shift", "sigma_shift", "sample_shift"), description="Sigma shift."
+        None,
+        ge=0.1,
+        le=30,
+        validation_alias=_also("flow_shift", "sigma_shift", "sample_shift"),
+        description="Sigma shift.",
     )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn and reported if left out.")
     sampler: Literal["unipc", "euler", "dpm++"] | None = None
+    cache: Literal["teacache", "magcache"] | None = Field(
+        None, description="The rule by which steps are skipped, if cache_threshold is above 0."
+    )
     cache_threshold: float | None = Field(
         None,
         ge=0,
         le=10,
         validation_alias=_also("cache_threshold", "tea_cache_l1_thresh"),
-        description="TeaCache: 0 computes every step, larger skips more.",
+        description="0 computes every step; the larger, the more steps are skipped and the less exact is the video.",
+    )
+    guidance_end: float | None = Field(
+        None, ge=0, le=1, description="Share of the steps after which guidance is off; 1 keeps it to the end."
     )
     priority: Literal["high", "normal", "low"] = "normal"
     deadline_seconds: float | None = Field(
@@ -126,7 +141,7 @@ class VideoRequest(BaseModel):
         fps = self.fps if self.fps is not None else card.fps
         frames = self._frames(card, fps)
         values = {"prompt": self.prompt, "width": width, "height": height, "num_frames": frames, "fps": fps}
-        for name in ("negative_prompt", "steps", "guidance_scale", "flow_shift", "sampler", "cache_threshold"):
+        for name in FROM_CARD:
             value = getattr(self, name)
             values[name] = getattr(card, name) if value is None else value
         # Drawn here and not in the model, so that every attempt at the job makes the same video.

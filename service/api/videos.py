@@ -24,14 +24,18 @@ async def gateway_of(request: Request) -> Gateway:
     return request.app.state.gateway
 
 
-async def caller_of(request: Request, authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> Caller:
+async def caller_of(
+    request: Request, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
+) -> Caller:
     return request.app.state.gateway.keys.caller(authorization)
 
 
 TheGateway = Annotated[Gateway, Depends(gateway_of)]
 TheCaller = Annotated[Caller, Depends(caller_of)]
 JobId = Annotated[str, ID]
-IdempotencyKey = Annotated[str | None, Header(max_length=255, description="Repeating a request with it makes no second job.")]
+IdempotencyKey = Annotated[
+    str | None, Header(max_length=255, description="Repeating a request with it makes no second job.")
+]
 
 _SCHEMA = requests.VideoRequest.model_json_schema(by_alias=False)
 _BODY = {
@@ -70,10 +74,13 @@ async def create_video(
 @router.post(
     "/videos/sync",
     response_class=Response,
-    responses=_errors(400, 403, 409, 413, 415, 422, 500) | {200: {"content": {"video/mp4": {}}, "description": "The MP4"}},
+    responses=_errors(400, 403, 409, 413, 415, 422, 500)
+    | {200: {"content": {"video/mp4": {}}, "description": "The MP4"}},
     **_BODY,
 )
-async def create_video_sync(request: Request, gateway: TheGateway, caller: TheCaller, idempotency_key: IdempotencyKey = None):
+async def create_video_sync(
+    request: Request, gateway: TheGateway, caller: TheCaller, idempotency_key: IdempotencyKey = None
+):
     """Submit a video and wait for the MP4. Leaving the call cancels the job."""
     wanted = await _request(request, gateway, idempotency_key)
     job, made = await gateway.submit(wanted, caller, idempotency_key)
@@ -95,7 +102,9 @@ async def create_video_sync(request: Request, gateway: TheGateway, caller: TheCa
         "X-Inference-Time-S": f"{done.inference_time_s or 0:.3f}",
         "X-Stage-Durations": ",".join(f"{name}={value:g}" for name, value in (done.stage_durations or {}).items()),
     }
-    answer = content.file_response(request, gateway.files, stored.video_key, stored.video_bytes, "video/mp4", done.file_name)
+    answer = content.file_response(
+        request, gateway.files, stored.video_key, stored.video_bytes, "video/mp4", done.file_name
+    )
     answer.headers.update(headers)
     return answer
 
@@ -119,7 +128,9 @@ def _failed(video: answers.Video) -> ServiceError:
 async def list_videos(
     gateway: TheGateway,
     caller: TheCaller,
-    after: Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Last id of the page before")] = None,
+    after: Annotated[
+        str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Last id of the page before")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ):

@@ -41,7 +41,11 @@ def check_url(url: str, allow_private: bool) -> None:
     if allow_private:
         return
     host = parsed.host.rstrip(".").lower()
-    if host == "localhost" or host.endswith((".localhost", ".local", ".internal")) or ("." not in host and ":" not in host):
+    if (
+        host == "localhost"
+        or host.endswith((".localhost", ".local", ".internal"))
+        or ("." not in host and ":" not in host)
+    ):
         raise InvalidRequest("webhook_url", url, allowed)
     try:
         literal = ipaddress.ip_address(host)
@@ -119,7 +123,11 @@ class Sender:
             headers["webhook-signature"] = signature(self.settings.webhook_secret, headers["webhook-id"], stamp, body)
         async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=TIMEOUT_SECONDS) as client:
             request = client.build_request(
-                "POST", url.copy_with(host=address), headers=headers, content=body, extensions={"sni_hostname": url.host}
+                "POST",
+                url.copy_with(host=address),
+                headers=headers,
+                content=body,
+                extensions={"sni_hostname": url.host},
             )
             response = await client.send(request, stream=True)  # its body is of no interest
             await response.aclose()

@@ -120,7 +120,7 @@ def _transient(error: DBAPIError) -> bool:
 class SQLiteChanges:
     """Sees commits of other connections, whatever their kind, through `PRAGMA data_version` (a few microseconds)."""
 
-    INTERVAL = 0.02
+    INTERVAL = 0.005
 
     def __init__(self, path: str):
         import sqlite3

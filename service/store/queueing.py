@@ -55,7 +55,9 @@ def admit(conn: Connection, now: float, new: NewJob, limits: Limits) -> None:
         whose, bound = ("the queue", limits.max_queued)
         if own >= limits.max_queued_per_owner:
             whose, bound = ("your queue", limits.max_queued_per_owner)
-        raise QueueFull(f"{whose} holds {bound} waiting jobs, its maximum; a place is expected in {retry} s", None, retry)
+        raise QueueFull(
+            f"{whose} holds {bound} waiting jobs, its maximum; a place is expected in {retry} s", None, retry
+        )
     if new.deadline is not None:
         turn = now + limits.ageing * new.cost
         finish = estimates.for_place(conn, now, new.owner, int(new.priority), turn, new.cost).finish_seconds

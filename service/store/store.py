@@ -93,6 +93,12 @@ class JobStore:
                 self._crowd, self._crowd_seen = estimates.Crowd.load(conn, now), time.monotonic()
             return job, estimates.of_job(conn, now, job, self._crowd)
 
+    def changes_of(self, job_ids: list[str]) -> dict[str, float]:
+        """When each of these jobs changed last."""
+        with self.database.read() as conn:
+            rows = conn.execute(select(jobs.c.id, jobs.c.updated_at).where(jobs.c.id.in_(job_ids)))
+            return {job_id: changed for job_id, changed in rows}
+
     def estimate(self, job: Job) -> Estimate | None:
         with self.database.read() as conn:
             return estimates.of_job(conn, self.database.now(conn), job)
@@ -154,7 +160,9 @@ class JobStore:
         """Keep the lease and store progress; True when the job shall be cancelled; LeaseLost when it is gone."""
         with self.database.write(durable=False) as conn:
             now = self.database.now(conn)
-            cancelled = leases.heartbeat(conn, now, lease.job.id, lease.fence, self.lease_seconds, progress or Progress())
+            cancelled = leases.heartbeat(
+                conn, now, lease.job.id, lease.fence, self.lease_seconds, progress or Progress()
+            )
             self.database.notify(conn, "progress", lease.job.id)
             return cancelled
 

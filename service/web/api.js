@@ -34,14 +34,19 @@ export async function call(path, options = {}) {
   throw new ApiError(answer.status, detail, answer.headers.get("Retry-After"));
 }
 
-export const getJson = async (path) => (await call(path)).json();
-export const post = async (path) => (await call(path, { method: "POST" })).json();
+// Seeds may have more digits than a JavaScript number keeps, so they stay text. A quote inside a JSON string is escaped;
+// this cannot be one.
+const parse = (text) => JSON.parse(text.replace(/"seed": ?(\d+)/g, '"seed":"$1"'));
+const json = async (answer) => parse(await answer.text());
+
+export const getJson = async (path) => json(await call(path));
+export const post = async (path) => json(await call(path, { method: "POST" }));
 export const remove = (path) => call(path, { method: "DELETE" });
 
 export async function create(values) {
   const body = JSON.stringify(values);
   const headers = { "Content-Type": "application/json", "Idempotency-Key": unique() };
-  return (await call("v1/videos", { method: "POST", headers, body })).json();
+  return json(await call("v1/videos", { method: "POST", headers, body }));
 }
 
 // crypto.randomUUID exists on https and localhost only
@@ -83,7 +88,7 @@ async function* events(stream) {
     text = parts.pop();
     for (const part of parts) {
       const data = part.split("\n").find((line) => line.startsWith("data: "));
-      if (data) yield JSON.parse(data.slice(6));
+      if (data) yield parse(data.slice(6));
     }
   }
 }

@@ -1,13 +1,16 @@
 // The parameter form: fields, limits and defaults come from the server.
 
 const MAIN = ["width", "height", "num_frames", "steps", "seed"];
-const MORE = ["guidance_scale", "flow_shift", "sampler", "cache_threshold", "fps", "priority", "preview"];
+const MORE = [
+  "guidance_scale", "guidance_end", "flow_shift", "sampler", "cache", "cache_threshold", "fps", "priority", "preview",
+];
 const LABELS = {
   width: "Width", height: "Height", num_frames: "Frames", steps: "Steps", seed: "Seed", guidance_scale: "Guidance",
-  flow_shift: "Flow shift", sampler: "Sampler", cache_threshold: "Step cache", fps: "Frames a second",
+  flow_shift: "Flow shift", sampler: "Sampler", cache: "Step cache", cache_threshold: "Cache threshold",
+  guidance_end: "Guidance until", fps: "Frames a second",
   priority: "Priority", preview: "Show previews",
 };
-const FRACTIONS = new Set(["guidance_scale", "flow_shift", "cache_threshold"]);
+const FRACTIONS = new Set(["guidance_scale", "flow_shift", "cache_threshold", "guidance_end"]);
 
 const form = document.getElementById("form");
 
@@ -74,6 +77,8 @@ function hint(name, limit) {
   if (limit.minimum === undefined || limit.maximum === undefined) return "";
   const range = `${limit.minimum} to ${limit.maximum}`;
   if (name === "num_frames") return `4n + 1, ${range}`;
+  if (name === "cache_threshold") return `0: no step is skipped; ${range}`;
+  if (name === "guidance_end") return `share of the steps, ${range}`;
   return limit.multipleOf ? `multiple of ${limit.multipleOf}, ${range}` : range;
 }
 

@@ -24,7 +24,7 @@ from tests.k8s.rendering import K8S, ROOT, container
 POLICY = ScalingPolicy.from_manifest()
 SMALL = {"num_frames": 5, "steps": 8, "cache_threshold": 0.0}
 QUEUED = 'sum(max by (priority) (wan_queue_jobs{namespace="wan"}))'
-LONG = {"steps": 1000, "num_frames": 5, "size": "512x512"}
+LONG = {"steps": 1000, "num_frames": 5, "size": "512x512", "cache_threshold": 0.0}
 
 
 class Process:
@@ -152,7 +152,7 @@ def test_the_query_of_the_manifests_gives_the_replicas_of_the_formula(wan):
 
 
 def test_a_second_worker_helps_to_drain_the_queue(wan):
-    jobs = [wan.submit(**SMALL | {"steps": 60}, seed=n) for n in range(10)]
+    jobs = [wan.submit(**SMALL | {"steps": 500}, seed=n) for n in range(10)]
     wan.start_worker("w1")
     until(lambda: wan.prometheus.value(POLICY.busy_query) == 1)
     waiting = wan.prometheus.value(QUEUED)
@@ -189,7 +189,7 @@ def test_every_rule_is_evaluated_without_an_error(wan):
 def test_pre_stop_under_load_loses_nothing(wan):
     """The preStop command of the rendered pod, run against a worker with more jobs waiting: each job ends, once."""
     wan.processes["w2"].stop()
-    jobs = [wan.submit(**SMALL | {"steps": 800}, seed=200 + n) for n in range(4)]
+    jobs = [wan.submit(**SMALL | {"steps": 800, "cache_threshold": 0.0}, seed=200 + n) for n in range(4)]
     until(lambda: any(wan.status(job)["step"] > 2 for job in jobs))
     hook = container("spot", "Deployment/wan-triton", "worker")["lifecycle"]["preStop"]["exec"]["command"]
     assert hook[:3] == ["python3", "-m", "service.drain"]

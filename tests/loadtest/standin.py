@@ -38,7 +38,7 @@ class Job:
             "text_encoder": service * 0.1,
             "denoise": service * 0.7,
             "vae_decoder": service * 0.15,
-            "mp4": service * 0.05,
+            "encode": service * 0.05,
         }
         return {
             "id": self.id,

@@ -1,12 +1,15 @@
 """Replicas and cost from a capacity and a forecast, against arithmetic by hand."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from loadtest.__main__ import main
 from loadtest.errors import ProfileError
 from loadtest.planner import Forecast, load_capacity, load_forecast, plan
+
+EXAMPLE = Path(__file__).parents[2] / "loadtest" / "forecast.example.yaml"
 
 
 def forecast(**fields) -> Forecast:
@@ -32,6 +35,13 @@ def test_each_hour_gets_the_replicas_it_needs():
     assert made["fixed"]["cost"] == 24
     assert made["scaled"]["cost_per_video"] == pytest.approx(15 / 210)
     assert made["hours"][2]["utilisation"] == pytest.approx(1.0)
+
+
+def test_the_example_of_the_readme_is_planned_within_its_maximum():
+    made = plan(6.0, 1, load_forecast(EXAMPLE))
+    assert made["over_maximum_in_hours"] == []
+    assert made["peak_replicas"] == 3  # 260 an hour x 1.5 over 360 a replica, and the spare one
+    assert len(made["hours"]) == 12
 
 
 def test_peak_growth_and_spare_add_up():

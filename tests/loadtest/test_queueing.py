@@ -6,28 +6,37 @@ import pytest
 
 from loadtest.session import run_profile
 from loadtest.stats import lindley, md1_wait, mean
+from tests.loadtest import md1
 
-SERVICE, UTILISATION, REQUESTS = 0.03, 0.8, 500
+SERVICE, UTILISATION, REQUESTS = 0.06, 0.8, 300
 
 
-def test_reproduces_the_md1_wait_within_five_percent(undisturbed, standin, profile):
-    # 500 waits of one queue scatter by a third around the formula, so the seed is one whose arrivals, put through an
-    # exact queue on paper, give the formula's mean: what remains is the error of the harness.
-    run = profile(
-        seed=245,
-        workers=1,
-        target={"url": standin("--service", SERVICE)},
-        load={"kind": "poisson", "per_minute": UTILISATION / SERVICE * 60},
-        limits={"requests": REQUESTS, "seconds": 60, "warmup_requests": 5},
-    )
-    result = measure(run)
-    measured = result.summary["wait"]["mean"]
-    on_paper = mean(lindley([record.intended for record in result.records], [SERVICE] * REQUESTS))
-    theory = md1_wait(UTILISATION, SERVICE)
+def test_reproduces_the_md1_wait_within_five_percent(undisturbed, standin):
+    """`python -m tests.loadtest.md1` is the same at any length."""
+    load = (SERVICE, UTILISATION, REQUESTS)
+    result = measure(md1.open_loop(standin("--service", SERVICE), *load, md1.typical_seed(*load)))
+    found = md1.compare(result, UTILISATION)
     assert result.summary["outcomes"] == {"completed": REQUESTS}
-    assert measured == pytest.approx(on_paper, rel=0.05)
-    assert measured == pytest.approx(theory, rel=0.05)
-    assert result.summary["expected_wait"]["mean_wait"] == pytest.approx(theory, rel=0.02)
+    assert abs(found.recording_error) < 0.02
+    assert abs(found.against_paper) < 0.05
+    assert abs(found.against_theory) < 0.05
+    assert result.summary["expected_wait"]["mean_wait"] == pytest.approx(found.theory, rel=0.02)
+
+
+def test_each_wait_is_that_of_the_same_arrivals_on_paper(undisturbed, standin):
+    load = (0.05, 0.6, 100)
+    result = measure(md1.open_loop(standin("--service", load[0]), *load, seed=1))
+    on_paper = lindley([record.intended for record in result.records], [load[0]] * load[2])
+    apart = sorted(abs(record.wait - exact) for record, exact in zip(result.records, on_paper, strict=True))
+    assert max(on_paper) > 0.1
+    assert apart[len(apart) * 9 // 10] < 0.01
+
+
+def test_a_closed_loop_of_the_same_throughput_sees_no_queue(undisturbed, standin):
+    run = md1.closed_loop(standin("--service", SERVICE), SERVICE, UTILISATION, 40)
+    figures = measure(run).summary
+    assert figures["throughput_per_minute"] == pytest.approx(UTILISATION / SERVICE * 60, rel=0.1)
+    assert figures["wait"]["mean"] < 0.05 * md1_wait(UTILISATION, SERVICE)
 
 
 def measure(run, attempts=3):

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 
 from loadtest.__main__ import main
+from loadtest.databases import Postgres, find_binaries
 from loadtest.errors import TargetUnavailable
 from loadtest.probe import Watch, find_roots, label
 from loadtest.soak import findings
@@ -37,14 +39,58 @@ def soaked(tmp_path):
 
 
 def test_every_kind_of_leak_is_named(soaked):
-    code, data, out = soaked(5, bytes=200_000, files=1, folders=1)
-    leaks = [finding["name"] for finding in data["findings"] if finding["leaks"]]
+    code, data, out = soaked(5, bytes=200_000, files=1, threads=1, folders=1, shared=1, rows=20_000)
     assert code == 1
     assert not data["ok"]
-    for start in ("rss python", "fds python", "run directories"):
-        assert any(name.startswith(start) for name in leaks), (start, leaks)
-    assert "leaks" in (out / "soak.html").read_text()
+    series = ("rss python", "fds python", "threads python", "run directories", "shm bytes", "shm entries", "database")
+    for start in series:
+        assert any(said.startswith(f"leak of {start}") for said in data["problems"]), (
+            start,
+            data["problems"],
+        )
+    assert "LEAKS" in (out / "soak.html").read_text()
     assert (out / "report.html").is_file()
+
+
+def test_a_leak_of_memory_alone_names_the_process_and_nothing_else(soaked):
+    code, data, _ = soaked(5, bytes=200_000)
+    assert code == 1
+    assert len(data["problems"]) == 1
+    assert data["problems"][0].startswith("leak of rss python leaky.py")
+
+
+def test_a_soak_too_short_to_judge_is_not_called_flat(soaked):
+    code, data, _ = soaked(0.5)
+    assert code == 1
+    assert "samples were taken; at least 15 are needed" in data["problems"][0]
+
+
+def test_what_was_not_watched_is_told(standin, tmp_path, capsys):
+    (tmp_path / "soak.yaml").write_text(PROFILE)
+    arguments = ["soak", str(tmp_path / "soak.yaml"), "--url", standin("--service", 0.005), "--minutes", "0.05"]
+    assert main([*arguments, "--every", "0.1", "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    assert json.loads((tmp_path / "out" / "soak.json").read_text())["not_watched"] == [
+        "run directories",
+        "database bytes",
+    ]
+    assert "not watched: run directories, database bytes" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(find_binaries() is None, reason="PostgreSQL is not installed")
+def test_the_size_of_a_postgresql_database_is_watched():
+    server = Postgres()
+    try:
+        watch = Watch([], database=server.url())
+        watch.sample()
+        with psycopg.connect(server.url()) as conn:
+            conn.execute("CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 5000)")
+        watch.sample()
+    finally:
+        server.stop()
+    before, after = watch.values["database bytes"]
+    assert after - before > 4_000_000
+    with pytest.raises(TargetUnavailable, match="--database"):
+        watch.sample()
 
 
 def test_a_service_that_does_not_leak_is_flat(soaked):

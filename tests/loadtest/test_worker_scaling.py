@@ -1,8 +1,11 @@
 """The scaling study with a stand-in whose workers are known to scale."""
 
 import json
+import signal
 import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,7 +29,7 @@ def test_two_workers_give_twice_the_videos(port, tmp_path):
     start = f"{{python}} {STANDIN} --service 0.1 --forever --port {port} --workers {{workers}}"
     out = tmp_path / "out"
     arguments = ["scaling", str(tmp_path / "p.yaml"), "--url", f"http://127.0.0.1:{port}", "--start", start]
-    assert main([*arguments, "--queue", "5", "20", "--cycles", "5", "--out", str(out)]) in (0, 1)
+    assert main([*arguments, "--queue", "5,20", "--cycles", "5", "--out", str(out)]) in (0, 1)
     data = json.loads((out / "scaling.json").read_text())
     one, two = data["workers"]
     assert (one["workers"], two["workers"]) == (1, 2)
@@ -46,6 +49,25 @@ def test_a_service_that_ends_while_starting_is_told_with_its_log(profile, port, 
     with pytest.raises(ToolError, match="status 3 while it was starting; log: .*service.log"), started:
         raise AssertionError("it cannot be ready")
     assert log.read_text() == "42\n"
+
+
+def test_a_terminated_study_stops_the_service(port, tmp_path):
+    start = f"{{python}} {STANDIN} --service 60 --forever --port {port} --workers {{workers}}"
+    command = [sys.executable, "-m", "loadtest", "scaling", "--only", "workers", "--url", f"http://127.0.0.1:{port}"]
+    with subprocess.Popen([*command, "--start", start, "--out", str(tmp_path)]) as process, socket.socket() as probe:
+        while process.poll() is None and probe.connect_ex(("127.0.0.1", port)) != 0:
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_service_that_is_there_already_is_not_measured_by_mistake(standin, profile, tmp_path):
+    run = profile(target={"url": standin("--service", 0.1)})
+    started = service(f"{sys.executable} -c 'exit(3)'", 1, run, tmp_path / "log", 20)
+    with pytest.raises(ToolError, match="something already answers at http://127.0.0.1:"), started:
+        raise AssertionError("it is another service")
 
 
 def test_a_service_that_never_answers_is_stopped(profile, port, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 
 TYPES = {"SEED": ("INT64", np.int64), "GUIDANCE_SCALE": ("FP32", np.float32), "FLOW_SHIFT": ("FP32", np.float32),
-         "CACHE_THRESHOLD": ("FP32", np.float32)}  # fmt: skip
+         "CACHE_THRESHOLD": ("FP32", np.float32), "GUIDANCE_END": ("FP32", np.float32)}  # fmt: skip
 # The smallest video there is: one frame, one step.
 SMALLEST = {"WIDTH": 16, "HEIGHT": 16, "NUM_FRAMES": 1, "STEPS": 1}
 

@@ -7,10 +7,11 @@ import numpy as np
 
 KINDS = {"PROMPT": "BYTES", "NEGATIVE_PROMPT": "BYTES", "WIDTH": "INT32", "HEIGHT": "INT32", "NUM_FRAMES": "INT32",
          "STEPS": "INT32", "GUIDANCE_SCALE": "FP32", "FLOW_SHIFT": "FP32", "SEED": "INT64", "SAMPLER": "BYTES",
-         "CACHE_THRESHOLD": "FP32"}  # fmt: skip
+         "CACHE": "BYTES", "CACHE_THRESHOLD": "FP32", "GUIDANCE_END": "FP32"}  # fmt: skip
 DTYPES = {"BYTES": np.object_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "FP64": np.float64}
 SAMPLES = {"PROMPT": b"a red circle", "NEGATIVE_PROMPT": b"blurred", "WIDTH": 32, "HEIGHT": 32, "NUM_FRAMES": 1, "STEPS": 1,
-           "GUIDANCE_SCALE": 2.0, "FLOW_SHIFT": 3.0, "SEED": 1, "SAMPLER": b"euler", "CACHE_THRESHOLD": 0.0}  # fmt: skip
+           "GUIDANCE_SCALE": 2.0, "FLOW_SHIFT": 3.0, "SEED": 1, "SAMPLER": b"euler",
+           "CACHE": b"magcache", "CACHE_THRESHOLD": 0.0, "GUIDANCE_END": 0.5}  # fmt: skip
 BAD_TEXT = {"bytes above 0xf5": b"\xff\xfe", "lone continuation": b"a\x80", "surrogate": b"\xed\xa0\x80", "cut off": b"\xe4\xb8",
             "overlong": b"\xc0\xaf"}  # fmt: skip
 BAD_VALUES = {
@@ -21,8 +22,10 @@ BAD_VALUES = {
     "GUIDANCE_SCALE": [float("nan"), float("inf"), -1.0, 0.5, 1e6],
     "FLOW_SHIFT": [float("nan"), float("-inf"), 0.0, -3.0, 31.0],
     "CACHE_THRESHOLD": [float("nan"), float("inf"), -0.1, 11.0],
+    "GUIDANCE_END": [float("nan"), float("inf"), -0.1, 1.01],
     "SEED": [-1, -(2**63)],
     "SAMPLER": [b"", b"ddim", b"UNIPC", b"unipc\0", b"x" * 5000],
+    "CACHE": [b"", b"none", b"TeaCache", b"teacache\0", b"x" * 5000],
     "PROMPT": [b"", b"   ", b"\n\t", "\u3000".encode(), b"a" * 9000, b"one two " * 500],
     "NEGATIVE_PROMPT": [b"b" * 9000, b"three four " * 500],
 }
@@ -59,7 +62,7 @@ def _values() -> Iterator[Malformed]:
         for value in values:
             shown = value if len(repr(value)) < 40 else f"{repr(value)[:40]}..."
             yield _with(f"{name}={shown}", name, _tensor(name, value))
-    for name in ("PROMPT", "NEGATIVE_PROMPT", "SAMPLER"):
+    for name in ("PROMPT", "NEGATIVE_PROMPT", "SAMPLER", "CACHE"):
         for what, text in BAD_TEXT.items():
             yield _with(f"{name} is not UTF-8: {what}", name, _tensor(name, text))
 

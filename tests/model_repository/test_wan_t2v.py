@@ -80,7 +80,9 @@ def test_defaults_come_from_the_checkpoint_and_info_reports_them(triton, checkpo
         "guidance_scale",
         "flow_shift",
         "sampler",
+        "cache",
         "cache_threshold",
+        "guidance_end",
         "fps",
     ):
         assert (
@@ -91,6 +93,36 @@ def test_defaults_come_from_the_checkpoint_and_info_reports_them(triton, checkpo
     assert info["steps_computed"] + info["steps_skipped"] == defaults["steps"]
     assert info["resumed_from"] is None
     assert set(info["seconds"]) == {"text_encoder", "denoise", "vae_decoder"}
+
+
+@pytest.mark.parametrize("cache", ["teacache", "magcache"])
+def test_info_reports_every_lossy_option_as_the_pipeline_in_process_does(triton, checkpoint, cache):
+    options = {"cache": cache, "cache_threshold": 0.2, "guidance_end": 0.6}
+    _, info = generate(
+        triton.grpc_url, PROMPT=PROMPT, SEED=3, NUM_FRAMES=5, **{k.upper(): v for k, v in options.items()}
+    )
+    expected = Pipeline.from_checkpoint(checkpoint)(PROMPT, seed=3, num_frames=5, **options).info
+    assert {name: info[name] for name in options} == options
+    assert info["skipped"] == expected["skipped"] != []
+    assert info["steps_skipped"] == len(info["skipped"])
+    computed = set(range(info["steps"])) - set(info["skipped"])
+    assert info["forwards"] == expected["forwards"] == len(computed) + sum(step < 12 for step in computed)
+    assert info["engine"] == expected["engine"]
+    assert set(info["engine"]) >= {"linear", "attention", "compiled", "dtype"}
+
+
+@pytest.mark.parametrize("lossy", [{}, {"CACHE": "teacache", "CACHE_THRESHOLD": 0.3, "GUIDANCE_END": 0.75}])
+def test_the_time_left_at_half_time_is_what_the_rest_takes(triton, lossy):
+    request = dict(PROMPT=PROMPT, WIDTH=96, HEIGHT=96, STEPS=40, request_id=f"eta-{len(lossy)}", **lossy)
+    thread = start(triton, **request)
+    at_half = wait_for_step(triton, request["request_id"], 20)
+    began = time.monotonic()
+    while wait_for_step(triton, request["request_id"], 20)["phase"] == "denoise":
+        time.sleep(0.005)
+    took = time.monotonic() - began
+    thread.join(60)
+    # Wide, for a machine that does other things too; without the plan all 20 steps would count, of which the cache computes 5.
+    assert took / 2 - 0.1 < at_half["eta_seconds"] < took * 2 + 0.1
 
 
 def test_a_drawn_seed_is_reported_and_makes_the_same_video_again(triton):
@@ -111,7 +143,7 @@ def test_requests_beside_each_other_get_the_frames_that_they_get_alone(triton):
 
 
 def test_two_requests_run_at_the_same_time(triton):
-    long = {"PROMPT": PROMPT, "STEPS": 300}
+    long = {"PROMPT": PROMPT, "STEPS": 300, "CACHE_THRESHOLD": 0.0}
     threads = [start(triton, request_id=f"same-time-{n}", **long) for n in range(2)]
     for n in range(2):
         wait_for_step(triton, f"same-time-{n}", 3)
@@ -134,7 +166,7 @@ def test_the_negative_prompt_changes_nothing_at_guidance_1_and_something_above(t
 
 
 def test_a_cancel_ends_the_request_before_its_next_step_and_saves_where_it_was(triton):
-    thread = start(triton, request_id="to-cancel", PROMPT=PROMPT, STEPS=1000)
+    thread = start(triton, request_id="to-cancel", PROMPT=PROMPT, STEPS=1000, CACHE_THRESHOLD=0.0)
     wait_for_step(triton, "to-cancel", 3)
     (triton.run_dir / "to-cancel" / "cancel").touch()
     began = time.monotonic()
@@ -146,7 +178,7 @@ def test_a_cancel_ends_the_request_before_its_next_step_and_saves_where_it_was(t
 
 
 def test_a_request_that_goes_on_from_a_checkpoint_makes_the_identical_video(triton):
-    request = dict(PROMPT=PROMPT, SEED=11, STEPS=60, NUM_FRAMES=5)
+    request = dict(PROMPT=PROMPT, SEED=11, STEPS=60, NUM_FRAMES=5, CACHE_THRESHOLD=0.0)
     expected, _ = generate(triton.grpc_url, **request)
     thread = start(triton, request_id="interrupted", **request)
     wait_for_step(triton, "interrupted", 4)
@@ -166,13 +198,13 @@ def test_a_request_that_goes_on_from_a_checkpoint_makes_the_identical_video(trit
 
 
 def test_a_request_without_a_seed_goes_on_with_the_seed_that_the_server_drew(triton):
-    thread = start(triton, request_id="drawn", PROMPT=PROMPT, STEPS=60)
+    thread = start(triton, request_id="drawn", PROMPT=PROMPT, STEPS=60, CACHE_THRESHOLD=0.0)
     wait_for_step(triton, "drawn", 3)
     (triton.run_dir / "drawn" / "cancel").touch()
     thread.join(30)
     (triton.run_dir / "drawn" / "cancel").unlink()
-    frames, info = generate(triton.grpc_url, request_id="drawn", PROMPT=PROMPT, STEPS=60)
-    expected, _ = generate(triton.grpc_url, PROMPT=PROMPT, STEPS=60, SEED=info["seed"])
+    frames, info = generate(triton.grpc_url, request_id="drawn", PROMPT=PROMPT, STEPS=60, CACHE_THRESHOLD=0.0)
+    expected, _ = generate(triton.grpc_url, PROMPT=PROMPT, STEPS=60, SEED=info["seed"], CACHE_THRESHOLD=0.0)
     assert info["resumed_from"] >= 3
     assert np.array_equal(frames, expected)
 

@@ -61,7 +61,9 @@ class FakeTriton:
             if self.break_at.get(request["prompt"]) == step:
                 del self.break_at[request["prompt"]]
                 raise GenerationFailed("the stub died")
-        frames = np.full((request["num_frames"], request["height"], request["width"], 3), request["seed"] % 256, np.uint8)
+        frames = np.full(
+            (request["num_frames"], request["height"], request["width"], 3), request["seed"] % 256, np.uint8
+        )
         seconds = {"text_encoder": 0.01, "denoise": steps * self.step_seconds, "vae_decoder": 0.01}
         info = {"seed": request["seed"], "steps": steps, "steps_computed": steps - (resumed or 0), "steps_skipped": 0,
                 "resumed_from": resumed, "fps": 16, "seconds": seconds}  # fmt: skip

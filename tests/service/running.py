@@ -35,7 +35,9 @@ def gateway(settings: Settings) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=2)
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -64,7 +66,9 @@ class WorkerThread:
     async def _main(self) -> None:
         store = JobStore.from_settings(self.settings)
         self.loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        self.worker = Worker(Tools(store, Storage(self.settings.storage), self.triton, self.settings))
+        self.worker = Worker(
+            Tools(store, Storage(self.settings.storage, self.settings.storage_endpoint_url), self.triton, self.settings)
+        )
         with contextlib.suppress(asyncio.CancelledError):
             await self.worker.run()
         store.close()

@@ -1,13 +1,17 @@
 """The cost formula."""
 
 import json
-from dataclasses import asdict
 
 import pytest
 
 import wan.cost
-from service.cost import CostModel
+from service.cost import DEFAULT_FILE, CostModel
 from service.errors import SettingsError
+from tests.conftest import PROJECT_ROOT
+from wan import samplers
+from wan.denoise import computed_steps
+from wan.pipeline import Pipeline
+from wan.request import GenerationRequest
 
 REQUEST = {"width": 832, "height": 480, "num_frames": 81, "steps": 50, "guidance_scale": 5.0, "cache_threshold": 0.0}
 
@@ -32,14 +36,24 @@ def test_a_broken_file_names_the_setting(tmp_path):
         CostModel.load(path)
 
 
-def test_measured_shares_of_computed_steps_are_interpolated():
-    shares = {"teacache": [[0.0, 1.0], [0.2, 0.5]], "magcache": [[0.0, 1.0], [0.1, 0.4]]}
-    model = CostModel(0, 1e-5, 0, 0, per_skipped_step=0.001, computed_share=shares)
-    full = model.predict(REQUEST)
-    assert model.predict(REQUEST | {"cache_threshold": 0.1}) == pytest.approx(0.75 * full + 0.25 * 50 * 0.001)
-    assert model.predict(REQUEST | {"cache_threshold": 5.0, "cache": "magcache"}) == pytest.approx(
-        0.4 * full + 0.6 * 50 * 0.001
-    )
+def test_the_plan_of_the_highest_threshold_reached_is_priced():
+    plans = {"teacache": {4: {0.1: "1101", 0.2: "1001"}}, "magcache": {4: {0.1: "1100"}}}
+    model = CostModel(0, 1e-5, 0, 0, per_skipped_step=0.001, plans=plans)
+    request = REQUEST | {"steps": 4}
+    full = model.predict(request)
+    assert model.predict(request | {"cache_threshold": 0.09}) == full
+    assert model.predict(request | {"cache_threshold": 0.15}) == pytest.approx(0.75 * full + 0.001)
+    assert model.predict(request | {"cache_threshold": 9.0}) == pytest.approx(0.5 * full + 0.002)
+    assert model.plan(request | {"cache_threshold": 0.2, "cache": "magcache"}) == [True, True, False, False]
+    assert model.plan(request | {"cache_threshold": 0.2, "steps": 8}) == [True] * 2 + [False] * 4 + [True] * 2
+
+
+def test_a_plan_that_does_not_fit_its_steps_is_refused(tmp_path):
+    path = tmp_path / "cost.json"
+    coefficients = {"overhead": 0, "per_token": 0, "per_token_squared": 0, "per_pixel": 0}
+    path.write_text(json.dumps(coefficients | {"plans": {"teacache": {"4": {"0.1": "11011"}}}}))
+    with pytest.raises(SettingsError, match=r"plans.teacache.4.0.1 is '11011'; allowed: 4 characters 0 or 1"):
+        CostModel.load(path)
 
 
 def test_guidance_that_ends_early_saves_its_branch():
@@ -47,9 +61,60 @@ def test_guidance_that_ends_early_saves_its_branch():
     assert model.predict(REQUEST | {"guidance_end": 0.5}) == pytest.approx(0.75 * model.predict(REQUEST))
 
 
-def test_a_file_measured_by_the_model_package_is_read(tmp_path):
-    path = tmp_path / "cost.json"
-    measured = wan.cost.CostModel(0.1, 0.002, 3e-5, 1e-8, 0.001, 1e-6, 4e-6)
-    path.write_text(json.dumps(asdict(measured) | {"computed_share": {}, "held_out_error": 0.04}))
-    ours = CostModel.load(path).predict(REQUEST)
-    assert ours == pytest.approx(measured.predict(832, 480, 81, 50, True))
+MEASURED = wan.cost.CostModel(0.1, 0.002, 3e-5, 1e-8, 0.001, 1e-6, 4e-6)
+
+
+@pytest.fixture(scope="module")
+def pipeline(checkpoint):
+    return Pipeline.from_checkpoint(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def written(pipeline, tmp_path_factory):
+    """The service's model from a file as `python -m wan.cost` writes it."""
+    path = tmp_path_factory.mktemp("cost") / "cost.json"
+    wan.cost.write(path, MEASURED, wan.cost.plan_table(pipeline), {"held_out_error": 0.04})
+    return CostModel.load(path)
+
+
+def difference(pipeline, written, **given) -> float:
+    """Relative difference between the prices of the service and of the model package, which knows the exact plan."""
+    request = GenerationRequest.create(pipeline.defaults, "a cat", seed=0, **given)
+    schedule = samplers.schedule(request.sampler, request.steps, request.flow_shift, pipeline.grid)
+    plan = computed_steps(pipeline.dit, schedule, pipeline.caches.get(request.cache), request)
+    return written.predict(vars(request)) / MEASURED.predict_request(request, plan) - 1
+
+
+CACHES = [{"cache_threshold": 0.0}] + [
+    {"cache": cache, "cache_threshold": threshold}
+    for cache in ("teacache", "magcache")
+    for threshold in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.6)
+]
+GUIDANCE = [(1.0, 1.0), (3.0, 1.0), (3.0, 0.75), (3.0, 0.5), (3.0, 0.0)]
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+@pytest.mark.parametrize("size", [(64, 64, 17), (128, 96, 5), (832, 480, 81)])
+def test_service_and_model_package_predict_the_same(pipeline, written, size, steps):
+    shape = dict(zip(("width", "height", "num_frames"), size, strict=True)) | {"steps": steps}
+    differences = [
+        difference(pipeline, written, **shape, **cache, guidance_scale=scale, guidance_end=end)
+        for cache in CACHES
+        for scale, end in GUIDANCE
+    ]
+    assert max(map(abs, differences)) < 0.03
+
+
+@pytest.mark.parametrize("steps", [11, 17, 22, 33, 55])
+def test_numbers_of_steps_without_a_stored_plan_are_priced_after_the_nearest(pipeline, written, steps):
+    shape = {"width": 832, "height": 480, "num_frames": 81, "steps": steps}
+    differences = [difference(pipeline, written, **shape, **cache) for cache in CACHES]
+    assert max(map(abs, differences)) < 0.15
+    assert abs(sum(differences)) / len(differences) < 0.05
+
+
+@pytest.mark.parametrize("path", [None, PROJECT_ROOT / "k8s/base/cost.json"])
+def test_the_shipped_files_name_the_command_that_measures(path):
+    text = (path or DEFAULT_FILE).read_text()
+    assert "python -m wan.cost" in text
+    assert CostModel.load(path).predict(REQUEST | {"cache_threshold": 0.2}) < CostModel.load(path).predict(REQUEST)

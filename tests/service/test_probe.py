@@ -41,7 +41,7 @@ def test_a_healthy_server_passes_every_probe(triton):
 def test_a_long_job_fails_no_probe(triton):
     from tests.model_repository.client import generate
 
-    request = {"PROMPT": "a long job", "SEED": 1, "NUM_FRAMES": 5, "STEPS": 400}
+    request = {"PROMPT": "a long job", "SEED": 1, "NUM_FRAMES": 5, "STEPS": 400, "CACHE_THRESHOLD": 0.0}
     with contextlib.ExitStack() as stack:
         folder = triton.run_dir / "probe-long"
         thread = threading.Thread(

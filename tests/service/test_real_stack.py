@@ -37,7 +37,14 @@ def test_a_cancel_frees_the_stage_within_a_step_and_a_fifth_of_a_second(drill):
 
 
 def test_bentoml_generate_returns_the_video_and_metrics_show_it(drill):
-    body = {"prompt": "a red circle", "steps": 2, "seed": 1}
+    body = {
+        "prompt": "a red circle",
+        "steps": 2,
+        "seed": 1,
+        "cache": "magcache",
+        "cache_threshold": 0.1,
+        "guidance_end": 0.5,
+    }
     answer = httpx.post(f"{drill.stack.url}/generate", json=body, timeout=120)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "video/mp4"
@@ -50,6 +57,17 @@ def test_bentoml_generate_returns_the_video_and_metrics_show_it(drill):
                  'wan_backlog_gpu_seconds{state="running"}', 'wan_denoise_steps_total{kind="resumed"}',
                  'wan_http_requests_total{method="GET",route="/v1/videos/{id}",status="200"}'):  # fmt: skip
         assert name in metrics
+
+
+def test_a_finished_job_shows_what_was_asked_for_and_what_was_done(drill):
+    asked = {"steps": 8, "cache": "magcache", "cache_threshold": 0.1, "guidance_end": 0.5}
+    job = drill.call("POST", "/v1/videos", json=faults.REQUEST | asked).json()
+    video = drill.until(job["id"], faults.is_over)
+    assert asked.items() <= video.items()
+    assert video["steps_computed"] + video["steps_skipped"] == 8
+    assert video["steps_skipped"] > 0
+    assert video["engine"]["linear"] == "onednn"
+    assert list(video["stage_durations"]) == ["queue", "text_encoder", "denoise", "vae_decoder", "encode"]
 
 
 def test_previews_come_from_the_real_denoise_stage(drill):

@@ -49,7 +49,10 @@ def test_run_prints_the_path_of_a_video_and_stops_everything(repository, checkpo
 def test_ctrl_c_leaves_no_process(repository, checkpoint, tmp_path, after):
     state = tmp_path / "s"
     process = subprocess.Popen(
-        command(repository, checkpoint, state, "--steps", "900"), stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(repository, checkpoint, state, "--steps", "900"),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     for line in process.stderr:
         if line.startswith(after):

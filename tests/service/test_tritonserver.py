@@ -16,6 +16,7 @@ import psutil
 import pytest
 import tritonclient.grpc as grpcclient
 
+from service import runs
 from service.triton_install import (
     ModelLoadFailed,
     PortInUse,
@@ -111,6 +112,14 @@ def test_a_killed_stub_is_replaced_on_the_same_ports(server):
     wait_for_restart(server, 1)
     assert server.grpc_url == url
     assert echo(server) == [3, 4]
+
+
+def test_it_starts_again_when_a_worker_says_that_a_stage_hangs(repository, tmp_path):
+    with TritonServer(repository, run_dir=tmp_path / "run") as server:
+        runs.mark_broken(tmp_path / "run")
+        wait_for_restart(server, 1)
+        assert runs.broken_since(tmp_path / "run") is None
+        assert echo(server) == [3, 4]
 
 
 def test_a_killed_server_is_replaced(server, repository):

@@ -1,18 +1,29 @@
 """Workers around a stand-in for Triton: everything but the model is real."""
 
+import asyncio
+import json
 import time
 
 import httpx
 import pytest
 
 from service import runs
-from service.errors import GenerationRejected
+from service.errors import GenerationFailed, GenerationRejected
 from service.storage import Storage
 from service.store import JobStore, NewJob
 from tests.service.fake_triton import FakeTriton
 from tests.service.running import WorkerThread, settings_for, worker
 
-REQUEST = {"prompt": "p", "width": 32, "height": 32, "num_frames": 5, "steps": 10, "guidance_scale": 1.0, "fps": 16, "seed": 7}
+REQUEST = {
+    "prompt": "p",
+    "width": 32,
+    "height": 32,
+    "num_frames": 5,
+    "steps": 10,
+    "guidance_scale": 1.0,
+    "fps": 16,
+    "seed": 7,
+}
 
 
 @pytest.fixture
@@ -128,7 +139,9 @@ def test_a_lost_lease_stops_the_attempt_and_writes_nothing(settings, store):
         job_id = submit(store, steps=60)
         until(lambda: store.get(job_id).step >= 1)
         with store.database.write() as conn:  # another worker takes the job
-            conn.exec_driver_sql(f"UPDATE jobs SET fence = 99, worker = 'other', lease_until = 1e12 WHERE id = '{job_id}'")
+            conn.exec_driver_sql(
+                f"UPDATE jobs SET fence = 99, worker = 'other', lease_until = 1e12 WHERE id = '{job_id}'"
+            )
         until(lambda: triton.stopped_at or not triton._slots.locked())
         time.sleep(0.5)
         job = store.get(job_id)
@@ -203,6 +216,22 @@ def test_a_frozen_stage_is_given_up(settings, store):
     assert (job.status, job.error_message) == ("failed", "no progress for 0.5 s")
 
 
+def test_after_a_stage_that_hung_triton_gets_nothing_until_it_was_restarted(settings, store):
+    patient = settings.model_copy(update={"stall_seconds": 4})
+    triton = FakeTriton(settings.runs)
+    triton.error = GenerationFailed("Stub process 'denoise_0_0' is not healthy. (INTERNAL)")
+    with worker(patient, triton):
+        job_id = submit(store)
+        until(lambda: runs.broken_since(settings.runs))
+        triton.error = None
+        until(lambda: store.stats()["workers"] == {"waiting": 1})
+        assert (store.get(job_id).status, len(triton.calls)) == ("queued", 1)
+        triton.is_ready = False  # the restart
+        until(lambda: runs.broken_since(settings.runs) is None, seconds=3)
+        triton.is_ready = True
+        assert over(store, job_id).attempts == 2
+
+
 def test_worker_metrics_are_served_over_http(settings, store):
     from prometheus_client import start_http_server
 
@@ -214,3 +243,22 @@ def test_worker_metrics_are_served_over_http(settings, store):
                  'wan_denoise_steps_total{kind="computed"}', "wan_denoise_step_seconds_count", 'le="3600.0"'):  # fmt: skip
         assert name in text
     server.shutdown()
+
+
+class SlowDecoder(FakeTriton):
+    """Decodes for a second once the steps are done, and says that 7 seconds are left."""
+
+    async def generate(self, request_id, request, preview=False):
+        result = await super().generate(request_id, request, preview)
+        progress = {"step": 10, "steps": 10, "skipped": 0, "step_seconds": 1.0, "eta_seconds": 7.0, "phase": "decode"}
+        (self.run_dir / request_id / "progress.json").write_text(json.dumps(progress))
+        await asyncio.sleep(1)
+        return result
+
+
+def test_the_time_left_of_a_job_goes_on_while_it_is_decoded(settings, store):
+    with worker(settings, SlowDecoder(settings.runs)):
+        job_id = submit(store)
+        until(lambda: store.get(job_id).phase == "decode")
+        assert store.get(job_id).eta_seconds == 7.0
+        assert over(store, job_id).status == "completed"

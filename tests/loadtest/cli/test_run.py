@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import httpx
 import pytest
 
 from loadtest.__main__ import main
@@ -32,9 +33,14 @@ def run(tmp_path, standin):
     return call
 
 
-def test_a_run_that_meets_its_slo_exits_with_0_and_leaves_three_files(run, tmp_path, capsys):
+def test_a_run_that_meets_its_slo_exits_with_0_and_leaves_its_files(run, tmp_path, capsys):
     assert run() == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"result.json", "records.csv", "report.html"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "result.json",
+        "records.csv",
+        "report.html",
+        "table.md",
+    }
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["verdict"]["ok"]
     assert result["summary"]["outcomes"] == {"completed": 20}
@@ -62,11 +68,13 @@ def test_a_closed_loop_keeps_its_users_and_its_bound(run, tmp_path):
 
 def test_an_interrupt_ends_the_arrivals_and_still_reports(tmp_path, standin):
     (tmp_path / "small.yaml").write_text(PROFILE)
-    options = ["--url", standin("--service", 0.02), "--out", str(tmp_path / "out"), "--quiet"]
+    url = standin("--service", 0.02)
+    options = ["--url", url, "--out", str(tmp_path / "out"), "--quiet"]
     command = [sys.executable, "-m", "loadtest", "run", str(tmp_path / "small.yaml"), *options]
     command += ["--set", "load.per_minute=300", "--set", "limits={requests: 1000, seconds: 100}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        time.sleep(4)
+        while 'status="completed"} 0' in httpx.get(f"{url}/metrics").text:
+            time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=30)
     assert process.returncode == 0

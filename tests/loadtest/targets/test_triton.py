@@ -5,12 +5,17 @@ import json
 import pytest
 
 from loadtest import perf_analyzer
+from loadtest.arrivals import Order
 from loadtest.errors import TargetUnavailable, ToolError
 from loadtest.perf_binary import perf_analyzer as find_binary
+from loadtest.profile import Shape
 from loadtest.session import run_profile
+from loadtest.targets.triton import tensors_of
+from loadtest.targets.videos import body_of
 from service.tritonserver import TritonServer
 from tests.loadtest.sleeping_triton import write_repository
 
+LOSSY = {"guidance_end": 0.75, "cache": "magcache", "cache_threshold": 0.1}
 MIX = [{"name": "two", "steps": 2}, {"name": "four", "steps": 4}]  # 0.02 + 0.03 * steps seconds
 
 
@@ -23,6 +28,17 @@ def triton(tmp_path_factory):
 
 def target(triton, kind: str) -> dict:
     return {"kind": kind, "url": f"grpc://{triton.grpc_url}" if kind == "triton-grpc" else triton.http_url}
+
+
+def test_lossy_options_of_a_shape_go_to_both_targets_and_nothing_goes_unasked():
+    order = Order(0, 0.0, Shape(name="lossy", **LOSSY), "a cat", 7)
+    assert LOSSY.items() <= body_of(order).items()
+    tensors = tensors_of(order)
+    assert {name: array.dtype.name for name, array in tensors.items()} == {
+        "PROMPT": "object", "SEED": "int64", "GUIDANCE_END": "float32", "CACHE": "object", "CACHE_THRESHOLD": "float32",
+    }  # fmt: skip
+    assert tensors["CACHE"][0] == b"magcache"
+    assert tensors_of(Order(0, 0.0, Shape(name="plain"), "a cat", 7)).keys() == {"PROMPT", "SEED"}
 
 
 @pytest.mark.parametrize("kind", ["triton-grpc", "triton-http"])

@@ -43,7 +43,7 @@ def test_a_completed_video_has_every_time_in_order_and_every_stage(follow):
     for record in records:
         times = [record.intended, record.sent, record.accepted, record.finished, record.delivered]
         assert times == sorted(times)
-        assert set(record.stages) == {"queue", "text_encoder", "denoise", "vae_decoder", "mp4"}
+        assert set(record.stages) == {"queue", "text_encoder", "denoise", "vae_decoder", "encode"}
         assert record.content_bytes == 2000
         assert record.total >= record.wait + 0.049
 
@@ -138,12 +138,12 @@ def test_the_queue_is_what_we_saw_when_the_service_does_not_tell():
 
     async def get(request):
         job = standin.find(request).view()
-        job["stage_durations"] = {"denoise": 0.15, "video": 0.05}
+        job["stage_durations"] = {"denoise": 0.15, "encode": 0.05}
         return web.json_response(job)
 
     standin.get = get
     records = drive(standin.application(), limits={"requests": 2, "seconds": 1})
-    assert all(set(record.stages) == {"queue", "denoise", "mp4"} for record in records)
+    assert all(set(record.stages) == {"queue", "denoise", "encode"} for record in records)
     assert records[1].stages["queue"] == pytest.approx(0.19, abs=0.1)
     assert records[0].stages["queue"] < 0.1
     assert records[1].wait == pytest.approx(records[1].started - records[1].intended)

@@ -1,12 +1,15 @@
 """The bounds of the API are those of the model, whatever name a parameter has."""
 
+from dataclasses import fields
+
 import pytest
 
 from service.api import requests
 from service.errors import InvalidRequest
 from service.settings import ModelCard
 from service.triton import INPUTS
-from wan.request import LIMITS, MAX_PROMPT_CHARACTERS
+from stages.inputs import PARAMETERS
+from wan.request import CACHES, LIMITS, MAX_PROMPT_CHARACTERS, GenerationRequest
 from wan.samplers import SAMPLERS
 
 CARD = ModelCard(width=64, height=64, num_frames=17, steps=20, fps=16)
@@ -25,11 +28,18 @@ def test_the_bounds_are_the_models():
         assert (published[name]["minimum"], published[name]["maximum"]) == (limit.low, limit.high), name
     assert published["prompt"]["maxLength"] == MAX_PROMPT_CHARACTERS
     assert set(published["sampler"]["enum"]) == set(SAMPLERS)
+    assert set(published["cache"]["enum"]) == set(CACHES)
+
+
+def test_every_parameter_of_the_model_reaches_triton():
+    assert {key for key, _, _ in INPUTS.values()} == {field.name for field in fields(GenerationRequest)}
+    assert INPUTS.keys() == PARAMETERS.keys()
 
 
 def test_what_is_left_out_takes_the_models_default():
     values = resolve()
     assert (values["width"], values["steps"], values["fps"]) == (64, 20, 16)
+    assert (values["cache"], values["cache_threshold"], values["guidance_end"]) == ("teacache", 0.0, 1.0)
     assert 0 <= values["seed"] < 2**31
 
 
@@ -38,7 +48,29 @@ def test_seconds_become_the_longest_clip_that_is_not_longer(seconds, frames):
     assert resolve(seconds=seconds)["num_frames"] == frames
 
 
-@pytest.mark.parametrize(("field", "value", "nearest"), [("width", 70, 64), ("height", 2049, 2048), ("num_frames", 20, 21)])
+def test_lossy_options_are_stored_as_they_were_asked_for():
+    asked = {"cache": "magcache", "cache_threshold": 0.1, "guidance_end": 0.75}
+    assert asked.items() <= resolve(**asked).items()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("cache", "deepcache", "'teacache' or 'magcache'"),
+        ("guidance_end", 1.5, "less than or equal to 1"),
+        ("guidance_end", -0.1, "greater than or equal to 0"),
+        ("guidance_end", "later", "a valid number"),
+        ("cache_threshold", 11, "less than or equal to 10"),
+    ],
+)
+def test_a_bad_lossy_option_is_named_with_its_value_and_what_is_allowed(field, value, allowed):
+    with pytest.raises(InvalidRequest, match=f"{field} is {value!r}; allowed: .*{allowed}"):
+        resolve(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "nearest"), [("width", 70, 64), ("height", 2049, 2048), ("num_frames", 20, 21)]
+)
 def test_a_size_off_the_grid_is_refused_with_the_nearest(field, value, nearest):
     with pytest.raises(InvalidRequest, match=rf"{field} is {value}") as error:
         resolve(**{field: value})

@@ -91,7 +91,9 @@ def test_a_compressed_body_is_refused(client):
 
 
 def test_an_uploaded_image_is_refused(client):
-    answer = client.post("/v1/videos", data={"prompt": "x"}, files={"input_reference": ("a.png", b"\x89PNG", "image/png")})
+    answer = client.post(
+        "/v1/videos", data={"prompt": "x"}, files={"input_reference": ("a.png", b"\x89PNG", "image/png")}
+    )
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "input_reference"
 
@@ -125,7 +127,9 @@ def test_wrong_paths_and_methods_answer_in_the_same_shape(client):
 def test_a_slow_or_broken_connection_does_not_block_others(site, client):
     host, port = site.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as slow:
-        slow.sendall(b"POST /v1/videos HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
+        slow.sendall(
+            b"POST /v1/videos HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+        )
         began = time.monotonic()
         assert client.get("/v1/models").status_code == 200
         assert time.monotonic() - began < 2
@@ -147,7 +151,10 @@ def test_keys_separate_callers_and_limit_them(tmp_path):
         {"name": "bob", "sha256": digest("kb"), "requests_per_minute": 3},
     ]
     (tmp_path / "keys.json").write_text(json.dumps(keys))
-    with gateway(settings_for(tmp_path, api_keys_file=tmp_path / "keys.json")) as url, httpx.Client(base_url=url) as client:
+    with (
+        gateway(settings_for(tmp_path, api_keys_file=tmp_path / "keys.json")) as url,
+        httpx.Client(base_url=url) as client,
+    ):
         for headers in ({}, bearer("wrong"), {"Authorization": "Basic ka"}, {"Authorization": "Bearer"}):
             answer = client.get("/v1/videos", headers=headers)
             assert answer.status_code == 401

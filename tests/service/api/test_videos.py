@@ -21,7 +21,13 @@ def test_a_video_is_made_watched_downloaded_and_deleted(client):
     assert answer.status_code == 200
     job = answer.json()
     assert answer.headers["location"] == f"/v1/videos/{job['id']}"
-    assert (job["object"], job["status"], job["size"], job["num_frames"], job["seed"]) == ("video", "queued", "48x32", 5, 42)
+    assert (job["object"], job["status"], job["size"], job["num_frames"], job["seed"]) == (
+        "video",
+        "queued",
+        "48x32",
+        5,
+        42,
+    )
     assert job["queue_position"] >= 1
     assert job["eta_seconds"] > 0
     assert job["predicted_gpu_seconds"] > 0
@@ -34,7 +40,11 @@ def test_a_video_is_made_watched_downloaded_and_deleted(client):
     assert video.headers["content-type"] == "video/mp4"
     assert video.content[4:8] == b"ftyp"
     assert len(video.content) == done["file_bytes"]
-    assert client.delete(f"/v1/videos/{job['id']}").json() == {"id": job["id"], "object": "video.deleted", "deleted": True}
+    assert client.delete(f"/v1/videos/{job['id']}").json() == {
+        "id": job["id"],
+        "object": "video.deleted",
+        "deleted": True,
+    }
     assert client.get(f"/v1/videos/{job['id']}").status_code == 404
 
 
@@ -44,6 +54,21 @@ def test_a_multipart_form_means_the_same(client):
     assert (job["prompt"], job["steps"], job["size"], job["seed"]) == ("form", 3, "32x32", 5)
     urlencoded = client.post("/v1/videos", data=fields).json()
     assert urlencoded["steps"] == 3
+
+
+def test_a_form_may_ask_for_every_lossy_option_and_a_bad_one_is_named(client):
+    def submit(**fields):
+        return client.post(
+            "/v1/videos", files={k: (None, v) for k, v in ({"prompt": "x", "steps": "20"} | fields).items()}
+        )
+
+    whole = submit()
+    cheaper = submit(cache="magcache", cache_threshold="0.2", guidance_end="0.5")
+    assert cheaper.json()["predicted_gpu_seconds"] < whole.json()["predicted_gpu_seconds"]
+    for name, value in (("cache", "deepcache"), ("guidance_end", "1.5")):
+        error = submit(**{name: value}).json()["error"]
+        assert (error["param"], error["type"]) == (name, "invalid_request_error")
+        assert value in error["message"]
 
 
 def test_sync_answers_with_the_video(client):
@@ -198,4 +223,10 @@ def test_page_and_document_are_served(client):
     assert "<title>Wan video</title>" in client.get("/").text
     assert client.get("/web/page.js").status_code == 200
     document = client.get("/openapi.json").json()
-    assert set(document["paths"]["/v1/videos"]["post"]["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
+    body = document["paths"]["/v1/videos"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert body["cache"]["anyOf"][0]["enum"] == ["teacache", "magcache"]
+    assert {"cache_threshold", "guidance_end"} <= body.keys()
+    assert set(document["paths"]["/v1/videos"]["post"]["requestBody"]["content"]) == {
+        "application/json",
+        "multipart/form-data",
+    }

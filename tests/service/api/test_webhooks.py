@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,8 +19,7 @@ from tests.service.running import gateway, settings_for, wait_for, worker
 SECRET = "whsec_c2VjcmV0LW9mLXRoZS10ZXN0"
 
 
-@pytest.fixture
-def receiver():
+def http_server(port=0):
     """An HTTP server that keeps what it got and answers with the statuses in `answers`, then 200."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -34,11 +34,24 @@ def receiver():
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.got, server.answers, server.delay = [], [], 0.0
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.fixture
+def receiver():
+    server = http_server()
     yield server
     server.shutdown()
+
+
+def wait_until(check, seconds):
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def url_of(server):
@@ -73,7 +86,9 @@ def test_the_signature_is_that_of_the_specification():
 
 
 def send(settings, url, attempts=1):
-    return asyncio.run(webhooks.Sender(settings).send(Delivery("video_1", url, '{"type": "video.failed"}', attempts), {}))
+    return asyncio.run(
+        webhooks.Sender(settings).send(Delivery("video_1", url, '{"type": "video.failed"}', attempts), {})
+    )
 
 
 def test_failures_are_retried_with_growing_pauses_and_then_given_up(tmp_path, receiver):
@@ -95,6 +110,28 @@ def test_a_receiver_that_hangs_is_left(tmp_path, receiver, monkeypatch):
     assert "Timeout" in reason
     assert again
     assert time.monotonic() - began < 1.5
+
+
+def test_a_receiver_that_hangs_delays_no_other_and_gets_its_call_later(tmp_path, receiver, monkeypatch):
+    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 3.0)
+    settings = settings_for(tmp_path, webhook_allow_private=True)
+    hanging = socket.create_server(("127.0.0.1", 0))  # accepts, and never answers
+    port = hanging.getsockname()[1]
+    with gateway(settings) as url, worker(settings), httpx.Client(base_url=url) as client:
+        body = {"prompt": "x", "steps": 1}
+        slow = client.post("/v1/videos", json=body | {"webhook_url": f"http://127.0.0.1:{port}/"}).json()
+        connection, _ = hanging.accept()
+        began = time.monotonic()
+        client.post("/v1/videos", json=body | {"webhook_url": url_of(receiver)})
+        wait_until(lambda: len(receiver.got) == 1, 20)
+        assert time.monotonic() - began < webhooks.TIMEOUT_SECONDS
+        assert wait_for(client, slow["id"])["status"] == "completed"
+        hanging.close()
+        connection.close()
+        later = http_server(port)
+        wait_until(lambda: len(later.got) == 1, 20)  # the first retry comes after five seconds
+        assert json.loads(later.got[0][1])["data"]["id"] == slow["id"]
+        later.shutdown()
 
 
 def test_a_name_that_leads_to_a_private_address_is_never_called(tmp_path, receiver, monkeypatch):

@@ -62,8 +62,14 @@ def test_processes_that_start_together_migrate_once(database_url):
 @pytest.mark.parametrize(
     ("query", "index"),
     [
-        ("SELECT * FROM jobs WHERE status = 'queued' AND level = 1 AND owner = 'a' ORDER BY turn, id LIMIT 1", "jobs_queue"),
-        ("SELECT * FROM jobs WHERE status = 'in_progress' AND lease_until < 5 ORDER BY lease_until LIMIT 9", "jobs_running"),
+        (
+            "SELECT * FROM jobs WHERE status = 'queued' AND level = 1 AND owner = 'a' ORDER BY turn, id LIMIT 1",
+            "jobs_queue",
+        ),
+        (
+            "SELECT * FROM jobs WHERE status = 'in_progress' AND lease_until < 5 ORDER BY lease_until LIMIT 9",
+            "jobs_running",
+        ),
         ("SELECT * FROM jobs WHERE owner = 'a' AND deleted = 0 ORDER BY created_at DESC, id DESC LIMIT 9", "jobs_page"),
     ],
 )

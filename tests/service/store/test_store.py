@@ -260,7 +260,9 @@ def test_an_idempotency_key_makes_one_job(store, clock):
 
 def test_racing_submissions_with_one_key_make_one_job(store, clock):
     ids = []
-    threads = [threading.Thread(target=lambda: ids.append(store.submit(new(idempotency_key="k"))[0].id)) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: ids.append(store.submit(new(idempotency_key="k"))[0].id)) for _ in range(8)
+    ]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert len(ids) == 8

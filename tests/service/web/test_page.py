@@ -33,7 +33,9 @@ def site(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, site):
-    context = browser.new_context(bypass_csp=True)  # wait_for_function evaluates strings; the test with keys keeps the policy
+    context = browser.new_context(
+        bypass_csp=True
+    )  # wait_for_function evaluates strings; the test with keys keeps the policy
     opened = context.new_page()
     opened.problems = []
     opened.on("pageerror", lambda error: opened.problems.append(str(error)))
@@ -105,6 +107,22 @@ def test_limits_and_defaults_come_from_the_server(page):
     assert page.input_value("#steps") == "20"
     assert page.get_attribute("#steps", "max") == "1000"
     assert page.locator("#sampler option").all_text_contents() == ["unipc", "euler", "dpm++"]
+    assert page.locator("#cache option").all_text_contents() == ["teacache", "magcache"]
+    assert page.input_value("#guidance_end") == "1"
+    assert page.get_attribute("#guidance_end", "max") == "1"
+
+
+def test_lossy_options_are_sent_from_the_folded_part(page, site):
+    page.fill("#prompt", "with a step cache")
+    page.click("summary")
+    page.select_option("#cache", "magcache")
+    page.fill("#cache_threshold", "0.1")
+    page.fill("#guidance_end", "0.75")
+    with page.expect_request(lambda request: request.method == "POST") as sent:
+        page.click("#submit")
+    body = sent.value.post_data_json
+    assert (body["cache"], body["cache_threshold"], body["guidance_end"]) == ("magcache", 0.1, 0.75)
+    page.locator(".video", has_text="with a step cache").wait_for()
 
 
 def test_videos_survive_a_reload_and_can_be_deleted(page, site):
@@ -116,6 +134,25 @@ def test_videos_survive_a_reload_and_can_be_deleted(page, site):
     card.get_by_role("button", name="Delete").click()
     card.wait_for(state="detached")
     assert httpx.get(f"{site}/v1/videos/{made['id']}").status_code == 404
+
+
+def test_a_seed_beyond_the_numbers_of_javascript_keeps_its_digits(page, site):
+    seed = 2**63 - 1
+    prompt = 'the "seed": 12345 in a prompt stays'
+    start(page, prompt, seed=seed, steps=2)
+    card = page.locator(".video", has_text=prompt)
+    card.wait_for()
+    assert f"seed {seed}" in card.locator(".about").inner_text()
+    page.reload()
+    card = page.locator(".video", has_text=prompt)
+    card.locator(".again").click()
+    assert page.input_value("#seed") == str(seed)
+    assert page.input_value("#prompt") == prompt
+    page.fill("#prompt", "once more, the same")
+    page.click("#submit")
+    page.locator(".video", has_text="once more").wait_for()
+    videos = httpx.get(f"{site}/v1/videos").json()["data"]
+    assert [video["seed"] for video in videos if video["prompt"] in (prompt, "once more, the same")] == [seed, seed]
 
 
 def test_the_keyboard_alone_is_enough(page):

@@ -1,0 +1,93 @@
+"""`table`: every measurement of the README, one after the other, as one Markdown table."""
+
+import argparse
+import contextlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from loadtest.cli.options import folder_of
+from loadtest.databases import Postgres, find_binaries
+from loadtest.table import FILE, HEADER, Row, markdown
+
+SHORT = "limits={requests: 100, seconds: 30, drain_seconds: 30}"
+CAPACITY = ("--low", "10", "--high", "200", "--tolerance", "0.2", "--runs", "1", "--set", SHORT)
+PARTS: dict[str, tuple[str, ...]] = {
+    "steady": ("run", "steady", "--serve", "--quiet"),
+    "triton-grpc": ("run", "triton-grpc", "--serve", "--quiet"),
+    "triton-http": ("run", "triton-http", "--serve", "--quiet"),
+    "capacity": ("capacity", "steady", "--serve", *CAPACITY),
+    "workers": ("scaling", "saturate", "--only", "workers", "--workers", "1,2"),
+    "sqlite": ("scaling", "saturate", "--only", "queue"),
+    "postgresql": ("scaling", "saturate", "--only", "queue", "--database-url"),
+}
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of: {', '.join(PARTS)}; all if not given")
+    parser.add_argument(
+        "--database-url",
+        metavar="URL",
+        help="empty PostgreSQL database; if not given, a server is started where one is installed",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="folder of the results; build/loadtest/table-TIME if not given"
+    )
+
+
+def handle(given: argparse.Namespace) -> int:
+    """Write table.md; exit code 1 if any part missed its goal, 2 if one could not be carried out."""
+    if unknown := set(given.parts) - set(PARTS):
+        print(f"error: PART is {sorted(unknown)[0]!r}; allowed: {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    folder = folder_of(given, "table")
+    rows, codes = [], [0]
+    for part in given.parts or PARTS:
+        with _complete(part, given.database_url) as command:
+            if command is None:
+                print("postgresql: left out, no server is installed; --database-url names one", file=sys.stderr)
+                continue
+            found, code = _measure(command, folder / part)
+        shown = shlex.join(word for word in command if word != "--quiet" and "://" not in word)
+        rows += [(*row, f"`python -m loadtest {shown}`") for row in found]
+        codes.append(code)
+    text = markdown(rows, (*HEADER, "command"))
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}")
+    return max(codes)
+
+
+@contextlib.contextmanager
+def _complete(part: str, database_url: str | None) -> Iterator[tuple[str, ...] | None]:
+    """The command of a part, with a database while the block lasts; None if there is none to be had."""
+    command = PARTS[part]
+    if part != "postgresql":
+        yield command
+    elif database_url:
+        yield (*command, database_url)
+    elif find_binaries() is None:
+        yield None
+    else:
+        server = Postgres()
+        try:
+            yield (*command, server.url())
+        finally:
+            server.stop()
+
+
+def _measure(command: tuple[str, ...], folder: Path) -> tuple[list[Row], int]:
+    """Run one command in a process of its own; its rows and exit code."""
+    print(f"\npython -m loadtest {shlex.join(command)}", flush=True)
+    with subprocess.Popen([sys.executable, "-m", "loadtest", *command, "--out", str(folder)]) as process:
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()  # not kill: it stops what it has started
+            raise
+    table = folder / FILE
+    if not table.is_file():
+        return [(f"{command[0]} {command[1]}", "–", "–", "–", "–", "could not be carried out")], 2
+    lines = table.read_text(encoding="utf-8").splitlines()[2:]
+    return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines], code
