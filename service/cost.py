@@ -1,11 +1,12 @@
 """Predicted GPU-seconds of a request, the unit in which jobs are admitted, ordered and shared out.
 
-    seconds = factor x (overhead + computed steps + skipped steps + per_pixel x T x H x W)
+    seconds = factor x (overhead + computed steps + skipped steps + decoding)
+    decoding = per_latent_frame x ((T - 1) / 4 + 1) + T x (per_pixel x H x W + per_pixel_squared x (H x W)^2)
     computed step = per_step + branches x (per_token x S + per_token_squared x S^2)
     skipped step  = per_skipped_step + branches x per_skipped_token x S
 
 S is the sequence length of the DiT, ((T - 1) / 4 + 1) x (H / 16) x (W / 16); the linear term stands for the matrix products,
-the square one for self-attention; branches is 2 while guidance is on. The coefficients, and which steps a cache computes
+the square ones for attention; branches is 2 while guidance is on. The coefficients, and which steps a cache computes
 at which threshold, come from a JSON file that `python -m wan.cost CHECKPOINT --out FILE` measures on the machine that
 serves; `factor` is learnt per deployment from finished jobs (`JobStore.cost_factor`), so a rough file is good enough to
 begin with.
@@ -32,6 +33,8 @@ class CostModel:
     per_token: float
     per_token_squared: float
     per_pixel: float
+    per_pixel_squared: float = 0.0
+    per_latent_frame: float = 0.0
     per_step: float = 0.0
     per_skipped_step: float = 0.0
     per_skipped_token: float = 0.0
@@ -67,7 +70,10 @@ class CostModel:
         denoise = computed * self.per_step + skipped * self.per_skipped_step
         denoise += computed_branches * (self.per_token * tokens + self.per_token_squared * tokens**2)
         denoise += skipped_branches * self.per_skipped_token * tokens
-        return self.overhead + denoise + self.per_pixel * frames * width * height
+        area = width * height
+        decode = self.per_latent_frame * ((frames - 1) // 4 + 1)
+        decode += frames * (self.per_pixel * area + self.per_pixel_squared * area**2)
+        return self.overhead + denoise + decode
 
     def plan(self, request: dict) -> list[bool]:
         """Which steps of the request are computed: exact for the numbers of steps in `plans`, else after the nearest one."""

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-# Before torch and ONNX Runtime load: threads that spin while they wait take the cores from the server under test.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch loads: threads that spin for long while they wait take the cores from the server under test.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import pytest
 

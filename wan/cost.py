@@ -1,10 +1,11 @@
 """What a request costs in seconds of the machine, fitted from measured times. `python -m wan.cost CHECKPOINT`.
 
-    seconds = overhead + sum over the steps of step(branches) + per_pixel * T * H * W
+    seconds = overhead + sum over the steps of step(branches) + decoding
+    decoding = per_latent_frame * ((T - 1) / 4 + 1) + T * (per_pixel * H * W + per_pixel_squared * (H * W)^2)
     computed step = per_step + branches * (per_token * S + per_token_squared * S^2)
     skipped step  = per_skipped_step + branches * per_skipped_token * S
 
-S is the length of the DiT's sequence; the square stands for self-attention; branches is 2 while guidance is on. Which
+S is the length of the DiT's sequence; the squares stand for attention; branches is 2 while guidance is on. Which
 steps are computed is known before the run (`wan.denoise.computed_steps`), so a cache is priced exactly. The file also
 holds the plans of both caches, so that a service can price a request without the model.
 """
@@ -33,7 +34,7 @@ PLANNED_STEPS = (*range(1, 11), 12, 15, 16, 18, 20, 24, 25, 28, 30, 35, 40, 45, 
 _FINE, _MIDDLE, _COARSE = range(5, 50, 5), range(50, 500, 10), range(500, 1001, 50)  # thousandths
 THRESHOLDS = tuple(i / 1000 for i in (*_FINE, *_MIDDLE, *_COARSE, 2000, 5000, 10000))
 LARGEST_TOKENS = 512  # below it the constant part of a step hides what a token costs
-REPEATS = 15  # enough beside other work; an idle machine needs fewer
+REPEATS = 11  # enough beside other work; an idle machine needs fewer
 
 
 def tokens(width: int, height: int, frames: int) -> int:
@@ -52,6 +53,8 @@ class CostModel:
     per_skipped_step: float
     per_skipped_token: float
     per_pixel: float
+    per_pixel_squared: float = 0.0
+    per_latent_frame: float = 0.0
 
     def step(self, length: int, branches: int, computed: bool) -> float:
         """Seconds of one step over `length` tokens."""
@@ -67,7 +70,13 @@ class CostModel:
         guided = steps * guidance if isinstance(guidance, bool) else guidance
         length = tokens(width, height, frames)
         denoising = sum(self.step(length, 2 if i < guided else 1, computed) for i, computed in enumerate(plan))
-        return self.overhead + denoising + self.per_pixel * width * height * frames
+        return self.overhead + denoising + self.decoding(width, height, frames)
+
+    def decoding(self, width: int, height: int, frames: int) -> float:
+        """Seconds of the VAE."""
+        area = width * height
+        pixels = frames * (self.per_pixel * area + self.per_pixel_squared * area**2)
+        return self.per_latent_frame * ((frames - 1) // 4 + 1) + pixels
 
     def predict_request(self, request: GenerationRequest, plan: Sequence[bool] | None = None) -> float:
         """`predict` for a request; its plan comes from `wan.denoise.computed_steps`."""
@@ -117,25 +126,33 @@ class _Probe:
             torch.cuda.synchronize(self.pipeline.dit.device)
         return time.perf_counter()
 
-    def warm_up(self) -> None:
-        self.run()
-        for seconds in (*self._steps.values(), self._encode, self._decode):
-            seconds.clear()
-
     def run(self) -> None:
+        """Time one run after another that is not timed: the memory that another size left behind costs time."""
+        self._once()
+        encode, decode, steps = self._once()
+        self._encode.append(encode)
+        self._decode.append(decode)
+        for kind, seconds in steps:
+            self._steps[kind].append(seconds)
+
+    def _once(self) -> tuple[float, float, list[tuple[tuple[bool, int], float]]]:
+        """Seconds of encoding, of decoding, and of each step with its kind."""
         began = self._now()
         context, negative = self.pipeline.encode([self._request.prompt, self._request.negative_prompt])
-        self._encode.append(self._now() - began)
+        encode = self._now() - began
         marks: list[float] = []
         latents, info = denoise(
             self.pipeline.dit, context, negative, self._request, grid=self.pipeline.grid, cache_model=_EveryThird(),
             on_step=lambda _: marks.append(self._now()),
         )  # fmt: skip
-        for i, (before, after) in enumerate(pairwise(marks), start=1):  # step 0 also sets up the loop
-            self._steps[info.plan[i], 2 if i < guided_steps(self._request) else 1].append(after - before)
+        guided = guided_steps(self._request)
+        steps = [  # step 0 also sets up the loop
+            ((info.plan[i], 2 if i < guided else 1), after - before)
+            for i, (before, after) in enumerate(pairwise(marks), start=1)
+        ]
         began = self._now()
         self.pipeline.decode(latents)
-        self._decode.append(self._now() - began)
+        return encode, self._now() - began, steps
 
     def results(self) -> list[Measurement]:
         """Without and with guidance."""
@@ -150,8 +167,6 @@ def measure(pipeline: Pipeline, sizes: Sequence[Size], repeats: int = REPEATS) -
     The sizes take turns, so that a machine that is slower for a while is so for all of them.
     """
     probes = [_Probe(pipeline, size) for size in sizes]
-    for probe in probes:
-        probe.warm_up()
     for _ in range(repeats):
         for probe in probes:
             probe.run()
@@ -186,9 +201,13 @@ def fit(measured: Sequence[Measurement]) -> CostModel:
     per_step, per_token, per_square = _nonnegative([ones, work, squares], [m.computed for m in measured])
     per_skip, per_skipped_token = _nonnegative([ones, work], [m.skipped for m in measured])
     pixels = [float(m.size[0] * m.size[1] * m.size[2]) for m in measured]
-    base, per_pixel = _nonnegative([ones, pixels], [m.decode for m in measured])
-    overhead = base + median(m.encode for m in measured)
-    return CostModel(overhead, per_step, per_token, per_square, per_skip, per_skipped_token, per_pixel)
+    areas = [float(m.size[0] ** 2 * m.size[1] ** 2 * m.size[2]) for m in measured]
+    latents = [float((m.size[2] - 1) // 4 + 1) for m in measured]
+    per_latent, per_pixel, per_area = _nonnegative([latents, pixels, areas], [m.decode for m in measured])
+    overhead = median(m.encode for m in measured)
+    return CostModel(
+        overhead, per_step, per_token, per_square, per_skip, per_skipped_token, per_pixel, per_area, per_latent
+    )
 
 
 def errors(model: CostModel, held_out: Sequence[Measurement], steps: int) -> list[float]:

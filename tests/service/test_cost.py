@@ -109,7 +109,7 @@ def test_service_and_model_package_predict_the_same(pipeline, written, size, ste
 def test_numbers_of_steps_without_a_stored_plan_are_priced_after_the_nearest(pipeline, written, steps):
     shape = {"width": 832, "height": 480, "num_frames": 81, "steps": steps}
     differences = [difference(pipeline, written, **shape, **cache) for cache in CACHES]
-    assert max(map(abs, differences)) < 0.15
+    assert max(map(abs, differences)) < 0.2  # one step more or less of the six that a high threshold leaves
     assert abs(sum(differences)) / len(differences) < 0.05
 
 

@@ -11,7 +11,7 @@ from wan.request import GenerationRequest
 
 TRUE = CostModel(
     overhead=0.5, per_step=0.004, per_token=3e-5, per_token_squared=2e-8, per_skipped_step=0.001, per_skipped_token=1e-6,
-    per_pixel=4e-6,
+    per_pixel=4e-6, per_pixel_squared=1e-11, per_latent_frame=0.02,
 )  # fmt: skip
 SIZES = [(64, 64, 17), (64, 128, 17), (128, 128, 9), (128, 128, 33), (832, 480, 81)]
 
@@ -19,7 +19,7 @@ SIZES = [(64, 64, 17), (64, 128, 17), (128, 128, 9), (128, 128, 33), (832, 480, 
 def measurement(size, branches, noise=1.0):
     length = tokens(*size)
     seconds = (TRUE.step(length, branches, True) * noise, TRUE.step(length, branches, False))
-    return Measurement(size, branches, *seconds, decode=0.2 + TRUE.per_pixel * size[0] * size[1] * size[2], encode=0.3)
+    return Measurement(size, branches, *seconds, decode=TRUE.decoding(*size), encode=0.5)
 
 
 def test_sequence_length_of_the_official_size():
@@ -33,6 +33,7 @@ def test_fit_recovers_the_coefficients_and_predicts_held_out_shapes():
     assert max(errors(model, held_out, steps=20)) < 0.1
     assert model.overhead == pytest.approx(0.5, rel=1e-3)
     assert model.per_pixel == pytest.approx(4e-6, rel=1e-3)
+    assert model.per_pixel_squared == pytest.approx(1e-11, rel=1e-3)
 
 
 def test_no_coefficient_is_negative_however_the_times_fall():
@@ -53,7 +54,7 @@ def test_the_plan_and_the_guided_steps_are_priced_exactly():
 
 
 def test_a_request_that_is_measured_as_predicted_has_no_error():
-    one = replace(measurement((64, 64, 17), 2), encode=TRUE.overhead - 0.2)  # overhead: encoding, and 0.2 of decoding
+    one = measurement((64, 64, 17), 2)
     assert errors(TRUE, [one], steps=20) == pytest.approx([0, 0], abs=1e-12)
     slower = replace(one, decode=one.decode + 0.1 * one.request(20, 20))
     assert errors(TRUE, [slower], steps=20)[0] == pytest.approx(1 - 1 / 1.1)
