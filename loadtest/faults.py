@@ -210,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
     parser.add_argument("--points", type=int, default=10, help="points of a job's life for each victim")
-    parser.add_argument("--steps", type=int, default=600, help="denoise steps of each job")
+    parser.add_argument("--steps", type=int, default=400, help="denoise steps of each job")
     parser.add_argument("--repository", type=Path, default=ROOT / "build/repository")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "models/tiny")
     choice = parser.parse_args(arguments)
