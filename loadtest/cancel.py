@@ -22,7 +22,14 @@ def measure(url: str, runs: int) -> list[tuple[float, float]]:
     results = []
     with httpx.Client(base_url=url, timeout=30) as http:
         for number in range(runs):
-            body = {"prompt": f"cancel {number}", "steps": 1000, "width": 64, "height": 64, "num_frames": 17, "cache_threshold": 0}
+            body = {
+                "prompt": f"cancel {number}",
+                "steps": 1000,
+                "width": 64,
+                "height": 64,
+                "num_frames": 17,
+                "cache_threshold": 0,
+            }
             job = http.post("/v1/videos", json=body).raise_for_status().json()
             longest, step, changed = 0.0, 0, time.monotonic()
             while step < 8 + number % 5:

@@ -49,7 +49,9 @@ class NoMetrics:
 
 def loop_share(pipeline: Pipeline, folder: Path, steps: int, interval: float) -> tuple[float, float, list[float]]:
     """(share of the loop, seconds of the loop, seconds of each checkpoint)."""
-    request = GenerationRequest.create(pipeline.defaults, "a red circle moves left", seed=1, steps=steps, cache_threshold=0.0)
+    request = GenerationRequest.create(
+        pipeline.defaults, "a red circle moves left", seed=1, steps=steps, cache_threshold=0.0
+    )
     context, negative = pipeline.encode([request.prompt, request.negative_prompt])
     directory = TimedDirectory(folder, "loop")
     run = DenoiseRun(request, (True,) * steps, "model", directory, Intervals(interval, interval), NoMetrics())
