@@ -20,9 +20,8 @@ from pathlib import Path
 from service.errors import SettingsError
 
 DEFAULT_FILE = Path(__file__).with_name("cost.json")
-Plans = dict[
-    str, dict[int, dict[float, str]]
-]  # cache -> steps -> threshold from which it holds -> "1" for a computed step
+# cache -> steps -> threshold from which it holds -> "1" for a computed step
+Plans = dict[str, dict[int, dict[float, str]]]
 
 
 @dataclass(frozen=True)

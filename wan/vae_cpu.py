@@ -146,17 +146,15 @@ class FastNorm(nn.Module):
         self.scale, self.gamma = layer.scale, layer.gamma
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, ...]
-        length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        return (x * self._factor(length)).mul_(self.gamma)
+        out = torch.empty_like(x)
+        self.into(x, out)
+        return out
 
     def into(self, x: Tensor, out: Tensor) -> None:
         """The same, written to `out`."""
         length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        torch.mul(x, self._factor(length), out=out)
+        torch.mul(x, length.clamp_min_(1e-12).reciprocal_().mul_(self.scale), out=out)
         out.mul_(self.gamma)
-
-    def _factor(self, length: Tensor) -> Tensor:
-        return length.clamp_min_(1e-12).reciprocal_().mul_(self.scale)
 
 
 class FastResidualBlock(ResidualBlock):
