@@ -1,10 +1,10 @@
-"""The Wan 2.1 text-to-video model: networks, samplers, caching and checkpoint reading. Knows nothing of serving."""
+"""The Wan video models: networks, samplers, caching and checkpoint reading. Knows nothing of serving."""
 
+from contract.parameters import GenerationRequest
 from wan.checkpoint import Checkpoint, load_dit, load_text_encoder, load_tokenizer, load_vae
 from wan.dit import WanDiT
 from wan.errors import Cancelled, CheckpointError, InvalidRequest, UnsupportedCheckpoint, WanError
 from wan.pipeline import Pipeline, Video
-from wan.request import GenerationRequest
 from wan.vae import WanVAE
 
 __all__ = [

@@ -9,19 +9,19 @@ import argparse
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from wan import samplers, teacache
+from contract.parameters import CACHES
+from wan import teacache
 from wan.checkpoint import SETTINGS_FILE
-from wan.denoise import denoise
+from wan.denoise import Denoiser, Expert, embeddings
 from wan.dit import WanDiT
 from wan.magcache import MAX_SKIPS, RETENTION, MagCacheModel, magnitude_ratio
 from wan.pipeline import Pipeline
-from wan.request import GenerationRequest
 from wan.teacache import TeaCacheModel
 
 PROMPTS = ("a red circle moves left on a white background", "一个蓝色的方块在黑色背景上向下移动")
@@ -43,6 +43,12 @@ class Record:
             self.changes.append((difference / previous.abs().mean(dtype=torch.float64)).item())
             self.ratios.append(magnitude_ratio(residual, previous))
         self._previous[branch] = residual
+
+
+def only_expert(denoiser: Denoiser) -> Expert:
+    """The expert of a checkpoint that has one; the caches of several are calibrated one by one."""
+    (expert,) = denoiser.experts
+    return expert
 
 
 @contextmanager
@@ -80,21 +86,19 @@ def observe(
 ) -> Observations:
     """Run every prompt under every schedule; the residual changes of a schedule are averaged over the prompts."""
     time, modulation, residual, ratios = [], [], [], []
+    dit = only_expert(pipeline.denoiser).dit
     for factor in factors:
-        steps = max(2, round(pipeline.defaults.steps * factor))
+        steps = max(2, round(pipeline.card.defaults.steps * factor))
         records = []
         for seed, prompt in enumerate(prompts):
-            request = GenerationRequest.create(pipeline.defaults, prompt, steps=steps, seed=seed, cache_threshold=0.0)
-            context, negative = pipeline.encode([request.prompt, request.negative_prompt])
-            with recording(pipeline.dit) as record:
-                denoise(pipeline.dit, context, negative, request, grid=pipeline.grid)
+            request = pipeline.card.request(prompt=prompt, steps=steps, seed=seed, cache_threshold=0.0)
+            conditioning = pipeline.condition(request)
+            with recording(dit) as record:
+                pipeline.denoise(conditioning, request)
             records.append(record)
-        schedule = samplers.schedule(request.sampler, steps, request.flow_shift, pipeline.grid)
-        embeddings = pipeline.dit.time_embeddings(
-            torch.tensor(schedule.timesteps, dtype=torch.float64, device=pipeline.dit.device)
-        )
-        time += teacache.relative_changes(embeddings[0])
-        modulation += teacache.relative_changes(embeddings[1])
+        signals = embeddings(dit, pipeline.denoiser.schedule(request).timesteps)
+        time += teacache.relative_changes(signals[0])
+        modulation += teacache.relative_changes(signals[1])
         residual += _mean([r.changes for r in records])
         if factor == 1.0:
             ratios = _mean([r.ratios for r in records])
@@ -147,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--degree", type=int, default=4, help="degree of the polynomial")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--default-cache", choices=("teacache", "magcache"), default="teacache")
+    parser.add_argument("--default-cache", choices=CACHES, default="teacache")
     parser.add_argument(
         "--speed-up", type=float, help="also make the cache the default, computing so many times fewer steps"
     )
@@ -163,7 +167,10 @@ def main(arguments: list[str] | None = None) -> None:
             **entries[given.default_cache]
         )
         threshold = default_threshold(lambda value: _plan(pipeline, model, value), given.speed_up)
-        settings["defaults"] = vars(pipeline.defaults) | {"cache": given.default_cache, "cache_threshold": threshold}
+        settings["defaults"] = asdict(pipeline.card.defaults) | {
+            "cache": given.default_cache,
+            "cache_threshold": threshold,
+        }
         print(f"default: {given.default_cache} {threshold}, {sum(_plan(pipeline, model, threshold))} steps computed")
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(
@@ -172,10 +179,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _plan(pipeline: Pipeline, model, threshold: float) -> tuple[bool, ...]:
-    d = pipeline.defaults
-    schedule = samplers.schedule(d.sampler, d.steps, d.flow_shift, pipeline.grid)
-    timesteps = torch.tensor(schedule.timesteps, dtype=torch.float64, device=pipeline.dit.device)
-    return model.plan(*pipeline.dit.time_embeddings(timesteps), threshold)
+    timesteps = pipeline.denoiser.schedule(pipeline.card.request(prompt="x", seed=0)).timesteps
+    return model.plan(*embeddings(only_expert(pipeline.denoiser).dit, timesteps), threshold)
 
 
 if __name__ == "__main__":

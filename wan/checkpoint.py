@@ -8,13 +8,18 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from wan import keys, magcache, teacache
-from wan.config import OFFICIAL_DEFAULTS, VAE21_MEAN, VAE21_STD, Defaults, DiTConfig, TextConfig, VAEConfig
+from contract.card import ModelCard
+from contract.variants import BY_NAME, Structure, Variant, recognise
+from wan import fp8, keys, magcache, teacache
+from wan.config import VAE21_MEAN, VAE21_STD, DiTConfig, TextConfig, VAEConfig, geometry
 from wan.dit import WanDiT
 from wan.errors import CheckpointError, UnsupportedCheckpoint
 from wan.magcache import MagCacheModel
@@ -26,7 +31,6 @@ from wan.vae import WanVAE
 # Kept in float32 whatever the dtype asked for: the reference runs them so, and they are a thousandth of the weights.
 FLOAT32_PARTS = re.compile(r"(^|\.)(time_embedding|time_projection|modulation|norm3|weight_scale)(\.|$)")
 SETTINGS_FILE = "wan.json"
-OFFICIAL_CACHES = {(1536, 30): "t2v-1.3b", (5120, 40): "t2v-14b"}
 
 
 def _read_json(path: Path) -> dict:
@@ -69,32 +73,67 @@ def fill(
     module.eval()
 
 
-def dit_config(tensors: TensorFiles, num_heads: int | None = None) -> DiTConfig:
-    """Architecture of a DiT from its tensors. Raises UnsupportedCheckpoint for a variant that is not served."""
+# Tensors that only a variant with such a sub-network has.
+PARTS = {
+    "img_emb.proj.0.weight": "img_emb",
+    "img_emb.emb_pos": "emb_pos",
+    "vace_blocks.0.after_proj.weight": "vace_blocks",
+    "control_adapter.conv.weight": "control_adapter",
+    "ref_conv.weight": "ref_conv",
+    "motion_encoder.dec.direction.weight": "motion_encoder",
+}
+
+
+def structure(tensors: TensorFiles, experts: int = 1) -> Structure:
+    """What tells the variants apart, from names and shapes of a DiT's tensors."""
     dim, channels = tensors.shape("patch_embedding.weight")[:2]
-    out_channels = tensors.shape("head.head.weight")[0] // 4
-    foreign = {
-        "vace_blocks.0.after_proj.weight": "VACE", "img_emb.proj.0.weight": "image-to-video with CLIP",
-        "control_adapter.conv.weight": "Fun camera control", "ref_conv.weight": "Fun reference control",
-        "motion_encoder.dec.direction.weight": "Animate",
-    }  # fmt: skip
-    for name, variant in foreign.items():
-        if name in tensors:
-            raise UnsupportedCheckpoint(
-                f"{tensors.files[0].parent}: this is a Wan {variant} model; only text-to-video is served"
+    latent_channels = _out_channels(tensors)
+    return Structure(
+        dim=dim,
+        num_layers=tensors.count(r"blocks\.(\d+)\."),
+        latent_channels=latent_channels,
+        condition_channels=channels - latent_channels,
+        parts=frozenset(part for name, part in PARTS.items() if name in tensors),
+        experts=experts,
+    )
+
+
+def _out_channels(tensors: TensorFiles) -> int:
+    return tensors.shape("head.head.weight")[0] // prod(tensors.shape("patch_embedding.weight")[2:])
+
+
+def served_variant(tensors: TensorFiles, name: str | None = None, experts: int = 1) -> Variant:
+    """The row of the family, `name` deciding between rows that fit alike. Raises UnsupportedCheckpoint."""
+    where, found = tensors.files[0].parent, structure(tensors, experts)
+    variant = recognise(found)
+    if name is not None:
+        if name not in BY_NAME or not BY_NAME[name].fits(found):
+            fitting = [v.name for v in BY_NAME.values() if v.fits(found)]
+            raise CheckpointError(
+                f"{where}: variant is {name!r}; allowed for these tensors: {', '.join(fitting) or 'none'}"
             )
-    if channels != out_channels:
+        variant = BY_NAME[name]
+    if variant is None:
+        parts = ", ".join(sorted(found.parts)) or "no further parts"
         raise UnsupportedCheckpoint(
-            f"{tensors.files[0].parent}: the DiT has {channels} input and {out_channels} output channels; "
-            "only text-to-video models, where both are equal, are served"
+            f"{where}: no served variant has {found.latent_channels} latent and {found.condition_channels} further input "
+            f"channels, {found.experts} experts and {parts}"
         )
+    if variant.missing:
+        raise UnsupportedCheckpoint(f"{where}: this is a Wan {variant.title} model; {variant.missing} is not served")
+    return variant
+
+
+def dit_config(tensors: TensorFiles, num_heads: int | None = None) -> DiTConfig:
+    """Architecture of a DiT from its tensors."""
+    dim, channels = tensors.shape("patch_embedding.weight")[:2]
     return DiTConfig(
         dim=dim,
         num_layers=tensors.count(r"blocks\.(\d+)\."),
         num_heads=num_heads or dim // 128,
         ffn_dim=tensors.shape("blocks.0.ffn.0.weight")[0],
         in_channels=channels,
-        out_channels=out_channels,
+        out_channels=_out_channels(tensors),
         text_dim=tensors.shape("text_embedding.0.weight")[1],
         freq_dim=tensors.shape("time_embedding.0.weight")[1],
     )
@@ -142,8 +181,8 @@ def build_umt5(config: TextConfig) -> nn.Module:
 class Checkpoint(ABC):
     """A checkpoint on disk. `root` holds the components; `settings` are those of its optional wan.json.
 
-    wan.json: {"defaults": {...}, "teacache": {"coefficients": [...], "retention": false}, "magcache": {"ratios": [...]}};
-    the last two are written by `python -m wan.calibrate`.
+    wan.json: what `contract.card` reads, and {"teacache": {"coefficients": [...], "retention": false}, "magcache": {"ratios":
+    [...]}}, which `python -m wan.calibrate` writes.
     """
 
     grid: str  # which sigma grid the layout's reference implementation uses
@@ -193,31 +232,30 @@ class Checkpoint(ABC):
     def text_config(self) -> TextConfig:
         return text_config(self.text_tensors())
 
-    @property
-    def defaults(self) -> Defaults:
-        """Generation defaults: wan.json, else the official recommendation for the size of the DiT."""
-        if "defaults" in self.settings:
-            return Defaults.from_dict(self.settings["defaults"], str(self.root / SETTINGS_FILE))
-        config = self.dit_config()
-        return OFFICIAL_DEFAULTS.get((config.dim, config.num_layers), Defaults())
+    @cached_property
+    def variant(self) -> Variant:
+        """The row of the family: the one that wan.json names, else the first that fits. Raises UnsupportedCheckpoint."""
+        return served_variant(self.dit_tensors(), self.settings.get("variant"))
+
+    @cached_property
+    def card(self) -> ModelCard:
+        """What callers need to know; defaults: wan.json, else the official recommendation for the variant."""
+        found = {"variant": self.variant.name, "geometry": asdict(geometry(self.dit_config(), self.vae_config()))}
+        return ModelCard.from_dict(self.settings | found, str(self.root / SETTINGS_FILE))
 
     @property
     def teacache(self) -> TeaCacheModel | None:
         """The TeaCache polynomial: wan.json, else the official one; None if neither knows this model."""
         if "teacache" in self.settings:
             return TeaCacheModel(**self.settings["teacache"])
-        config = self.dit_config()
-        name = OFFICIAL_CACHES.get((config.dim, config.num_layers))
-        return teacache.official(name) if name else None
+        return teacache.official(self.variant.name)
 
     @property
     def magcache(self) -> MagCacheModel | None:
         """The MagCache ratios: wan.json, else the published ones; None if neither knows this model."""
         if "magcache" in self.settings:
             return MagCacheModel(**self.settings["magcache"])
-        config = self.dit_config()
-        name = OFFICIAL_CACHES.get((config.dim, config.num_layers))
-        return magcache.official(name) if name else None
+        return magcache.official(self.variant.name)
 
     @property
     def caches(self) -> dict[str, StepCache]:
@@ -225,11 +263,18 @@ class Checkpoint(ABC):
         known = {"teacache": self.teacache, "magcache": self.magcache}
         return {name: model for name, model in known.items() if model is not None}
 
-    def load_dit(self, device=None, dtype=None) -> WanDiT:
-        config = self.dit_config()
+    def load_dit(self, device=None, dtype: torch.dtype | None = None) -> WanDiT:
+        """The DiT, whose files may hold FP8 layers (`X.weight` E4M3, `X.weight_scale` [out, 1]) beside ordinary ones."""
+        _, tensors = self.variant, self.dit_tensors()
         with torch.device("meta"):
-            module = WanDiT(config)
-        fill(module, self.dit_tensors(), device, dtype)
+            module = WanDiT(self.dit_config())
+        suffix = "." + fp8.SCALE_SUFFIX
+        quantised = sorted(name.removesuffix(suffix) for name in tensors.names if name.endswith(suffix))
+        known = {name for name, _ in module.named_modules()}
+        if unknown := [name for name in quantised if name not in known]:
+            raise CheckpointError(f"{self.root}: scales of unknown layers: {', '.join(unknown[:5])}")
+        fp8.swap_linears(module, quantised)
+        fill(module, tensors, device, dtype)
         return module
 
     def load_vae(self, device=None, dtype=None) -> WanVAE:

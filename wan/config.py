@@ -1,22 +1,17 @@
-"""Architecture parameters of the three networks and the generation defaults of a checkpoint.
+"""Architecture parameters of the three networks.
 
 Numbers: Wan 2.1 technical report (arXiv:2503.20314) and the configurations of Wan-Video/Wan2.1.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
+from contract.geometry import Geometry
 from wan.errors import CheckpointError
 
 VAE21_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
               0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
 VAE21_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
              3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)  # fmt: skip
-
-NEGATIVE_PROMPT = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
-    "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"
-    "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
-)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -102,35 +97,10 @@ class TextConfig:
     relative_attention_max_distance: int = 128
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """What a request gets where it says nothing. Sizes in pixels, `fps` in frames a second."""
-
-    width: int = 832
-    height: int = 480
-    num_frames: int = 81
-    steps: int = 50
-    guidance_scale: float = 5.0
-    flow_shift: float = 5.0
-    sampler: str = "unipc"
-    cache_threshold: float = 0.0
-    cache: str = "teacache"
-    guidance_end: float = 1.0
-    negative_prompt: str = NEGATIVE_PROMPT
-    fps: int = 16
-
-    @classmethod
-    def from_dict(cls, values: dict, source: str) -> "Defaults":
-        """Build from JSON; an unknown key is an error that names `source`."""
-        known = {f.name for f in fields(cls)}
-        _require(
-            not set(values) - known, f"{source}: unknown keys {sorted(set(values) - known)}; known: {sorted(known)}"
-        )
-        return cls(**values)
-
-
-# Official recommendations per T2V size, keyed by (dim, layers): README and configs of Wan-Video/Wan2.1.
-OFFICIAL_DEFAULTS = {
-    (1536, 30): Defaults(guidance_scale=6.0, flow_shift=8.0),
-    (5120, 40): Defaults(guidance_scale=5.0, flow_shift=5.0),
-}
+def geometry(dit: DiTConfig, vae: VAEConfig) -> Geometry:
+    """Strides, patch and latent channels of a checkpoint. Raises CheckpointError if the networks do not fit together."""
+    _require(
+        dit.out_channels == vae.z_dim,
+        f"the DiT predicts {dit.out_channels} channels, the VAE has {vae.z_dim} latent ones",
+    )
+    return Geometry(vae.z_dim, vae.temporal_stride, vae.spatial_stride, dit.patch_size[1])

@@ -1,24 +1,66 @@
-"""The denoise loop: schedule, model, guidance, cache and solver, with a hook after every step."""
+"""The denoise loop: schedule, experts, guidance, caches and solver, with a hook after every step.
 
-import math
+A checkpoint's denoiser is a list of experts, each answering for a range of timesteps (one for Wan 2.1). Whatever is
+computed from an expert's weights (time embeddings, keys and values, cached residuals) lives as long as that expert is
+active; the solver's state runs through all of them.
+"""
+
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from wan import samplers, teacache
-from wan.dit import Conditioning, WanDiT
+from contract.geometry import Geometry
+from contract.parameters import GenerationRequest
+from wan import samplers
+from wan.dit import KeysValues, WanDiT
 from wan.errors import InvalidRequest
-from wan.request import GenerationRequest
 from wan.samplers import SamplerState, Schedule
 from wan.teacache import StepCache
 
 # Above this many tokens one forward fills the machine and two branches at once only cost memory.
 MAX_BATCHED_TOKENS = 8192
 MAX_MEMORY_SHARE = 0.5  # of what is free, for the activations of a batch
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a request gives the model besides noise; what is None is absent.
+
+    `text` and `negative_text` are embeddings [L, text_dim] with zero rows as padding; the latter is not used without
+    guidance.
+    """
+
+    text: Tensor
+    negative_text: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A DiT, the timesteps it answers for (from `lowest_timestep` up to the expert before it) and its calibrated caches.
+
+    `guidance` names the request's parameter that holds its guidance scale.
+    """
+
+    dit: WanDiT
+    caches: Mapping[str, StepCache] = field(default_factory=dict)
+    lowest_timestep: float = 0.0
+    guidance: str = "guidance_scale"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step will do: by which expert, computed or from the cache, and with how many guidance branches."""
+
+    expert: int
+    computed: bool
+    branches: int
+
+
+Plan = tuple[Step, ...]
 
 
 @dataclass(frozen=True)
@@ -49,15 +91,21 @@ class Resume:
 
 @dataclass
 class DenoiseInfo:
-    """What a run did: `plan` has one entry a step (True: computed), `forwards` counts single-sample model evaluations."""
+    """What a run did, by its plan; `forwards` counts single-sample model evaluations."""
 
+    plan: Plan
+    engine: dict
+    resumed_from: int | None = None
     steps_computed: int = 0
     steps_skipped: int = 0
     forwards: int = 0
-    resumed_from: int | None = None
     step_seconds: list[float] = field(default_factory=list)
-    plan: tuple[bool, ...] = ()
-    engine: dict = field(default_factory=dict)
+
+    def count(self, step: Step, seconds: float) -> None:
+        self.step_seconds.append(seconds)
+        self.steps_computed += step.computed
+        self.steps_skipped += not step.computed
+        self.forwards += step.computed * step.branches
 
 
 def free_bytes(device: torch.device) -> int:
@@ -71,29 +119,27 @@ def batch_branches(dit: WanDiT, tokens: int) -> bool:
     """Whether both guidance branches go through the model as one batch: if they are small and their memory is there."""
     if 2 * tokens > MAX_BATCHED_TOKENS:
         return False
-    width = (
-        dit.config.ffn_dim + 8 * dit.config.dim
-    )  # the widest moment: residual, norm and the hidden feed-forward layer
+    # the widest moment: residual, norm and the hidden feed-forward layer
+    width = dit.config.ffn_dim + 8 * dit.config.dim
     return 2 * tokens * width * 4 <= MAX_MEMORY_SHARE * free_bytes(dit.device)
 
 
-class _Model:
-    """The DiT with what stays the same over a request; evaluates one step, both guidance branches."""
+class _Evaluator:
+    """An expert with what stays the same over a request; evaluates one step, both guidance branches."""
 
-    def __init__(self, dit: WanDiT, schedule: Schedule, texts: list[Tensor], guidance: float, shape):
+    def __init__(self, dit: WanDiT, timesteps: Sequence[float], texts: list[Tensor], guidance: float, shape):
         self.dit, self.guidance = dit, guidance
-        timesteps = torch.tensor(schedule.timesteps, dtype=torch.float64, device=dit.device)
-        self.time, self.modulation = dit.time_embeddings(timesteps)
+        self.time, self.modulation = embeddings(dit, timesteps)
         self.rotary = dit.rotary(shape)
         both = dit.conditioning(torch.stack(texts).to(dit.device))
         self.conditional = both.select(0)
-        tokens = shape[1] * shape[2] * shape[3] // 4
+        tokens = self.rotary.shape[1]
         whole = len(texts) == 1 or batch_branches(dit, tokens)
         self.branches = [both] if whole else [both.select(i) for i in range(len(texts))]
         self.residual: Tensor | None = None  # of the last computed step, [1 or 2, S, dim]
         self.keep_residual = False
 
-    def _run(self, tokens: Tensor, i: int, branches: list[Conditioning]) -> Tensor:  # [1, S, dim] -> [1 or 2, S, dim]
+    def _run(self, tokens: Tensor, i: int, branches: list[KeysValues]) -> Tensor:  # [1, S, dim] -> [1 or 2, S, dim]
         modulation = self.modulation[i : i + 1]
         outputs = [
             self.dit.run_blocks(tokens.expand(b.batch, -1, -1).contiguous(), modulation, self.rotary, b)
@@ -101,111 +147,137 @@ class _Model:
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def velocity(self, latents: Tensor, i: int, compute: bool, guided: bool) -> Tensor:  # [C, T', h, w] float32
+    def velocity(self, latents: Tensor, i: int, step: Step) -> Tensor:  # [C, T', h, w] float32
         tokens = self.dit.patchify(latents[None])
-        branches = self.branches if guided else [self.conditional]
-        if compute:
+        branches = self.branches if step.branches == 2 else [self.conditional]
+        if step.computed:
             out = self._run(tokens, i, branches)
             self.residual = out - tokens if self.keep_residual else None
         else:
             out = tokens + self.residual[: sum(b.batch for b in branches)]
         output = self.dit.unpatchify(out, self.time[i : i + 1], latents.shape).float()
-        if not guided:
+        if step.branches == 1:
             return output[0]
         conditional, unconditional = output
         return unconditional + self.guidance * (conditional - unconditional)
 
 
-def initial_latents(request: GenerationRequest, channels: int) -> Tensor:
-    """Gaussian noise [C, T', h, w], float32, drawn on the CPU so that a seed means the same on every device."""
-    generator = torch.Generator().manual_seed(request.seed)
-    return torch.randn((1, *request.latent_shape(channels)), generator=generator, dtype=torch.float32)[0]
+@torch.inference_mode()
+def embeddings(dit: WanDiT, timesteps: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Time embedding [N, dim] and block modulation [N, 6, dim] of a schedule's timesteps, which step caches look at."""
+    return dit.time_embeddings(torch.tensor(timesteps, dtype=torch.float64, device=dit.device))
 
 
-def computed_steps(
-    dit: WanDiT, schedule: Schedule, cache_model: StepCache | None, request: GenerationRequest
-) -> tuple[bool, ...]:
-    """The plan of computed steps; raises InvalidRequest if a cache is asked for that is not calibrated."""
-    if request.cache_threshold == 0:
-        return teacache.everything(schedule.steps)
-    if cache_model is None:
+def initial_latents(seed: int, shape: tuple[int, ...]) -> Tensor:
+    """Gaussian noise of `shape`, float32, drawn on the CPU so that a seed means the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((1, *shape), generator=generator, dtype=torch.float32)[0]
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """The experts of a checkpoint, from the highest noise to the lowest, and the sigma grid of its layout."""
+
+    experts: tuple[Expert, ...]
+    geometry: Geometry
+    grid: str = "wan"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the solver's state lives."""
+        return self.experts[0].dit.device
+
+    @property
+    def engine(self) -> dict:
+        """How the DiT computes, for INFO."""
+        return dict(self.experts[0].dit.engine)
+
+    def schedule(self, request: GenerationRequest) -> Schedule:
+        return samplers.schedule(request.sampler, request.steps, request.flow_shift, self.grid)
+
+    def plan(self, request: GenerationRequest) -> Plan:
+        """What each step will do, known before the first; InvalidRequest if an expert has no such cache."""
+        timesteps = self.schedule(request).timesteps
+        chosen = [self._expert_at(t) for t in timesteps]
+        computed: list[bool] = []
+        for index, expert in enumerate(self.experts):
+            computed += _computed(expert, [t for t, c in zip(timesteps, chosen) if c == index], request)
+        guided = request.guided_steps
+        return tuple(Step(e, c, 2 if i < guided else 1) for i, (e, c) in enumerate(zip(chosen, computed, strict=True)))
+
+    def _expert_at(self, timestep: float) -> int:
+        return next(i for i, expert in enumerate(self.experts) if timestep >= expert.lowest_timestep)
+
+    @torch.inference_mode()
+    def run(
+        self,
+        conditioning: Conditioning,
+        request: GenerationRequest,
+        *,
+        latents: Tensor | None = None,
+        on_step: Callable[[Progress], None] | None = None,
+        resume: Resume | None = None,
+    ) -> tuple[Tensor, DenoiseInfo]:
+        """Run the sampler from noise to latents [C, T', h, w], float32.
+
+        `latents` replaces the noise of the seed. An exception from `on_step` (wan.Cancelled) ends the loop. Raises
+        InvalidRequest for latents, or a resume point, that do not fit the request.
+        """
+        schedule, plan = self.schedule(request), self.plan(request)
+        state, start = self._start(request, latents, resume, plan)
+        sampler = samplers.SAMPLERS[request.sampler]
+        info = DenoiseInfo(plan, self.engine, start if resume else None)
+        active, evaluator = None, None
+
+        for i in range(start, len(plan)):
+            began, step, x = time.perf_counter(), plan[i], state.latents
+            if step.expert != active:
+                active, evaluator = step.expert, None  # the memory of the one before is free first
+                evaluator = self._evaluator(plan, active, schedule, conditioning, request, x.shape)
+            velocity = evaluator.velocity(x, i, step)
+            state = sampler(state, velocity, schedule.sigmas, i)
+            if x.is_cuda:  # else the loop runs ahead of the GPU: no honest time, no cancel within a step
+                torch.cuda.synchronize(x.device)
+            info.count(step, time.perf_counter() - began)
+            if on_step is not None:
+                done = i + 1
+                resumable = done < len(plan) and plan[done].computed
+                x0, seconds = x - schedule.sigmas[i] * velocity, info.step_seconds[-1]
+                on_step(Progress(done, len(plan), info.steps_skipped, step.computed, seconds, resumable, state, x0))
+        return state.latents, info
+
+    def _evaluator(self, plan: Plan, index: int, schedule: Schedule, conditioning: Conditioning, request, shape):
+        expert, steps = self.experts[index], [step for step in plan if step.expert == index]
+        texts = [conditioning.text]
+        if any(step.branches == 2 for step in steps):
+            texts.append(conditioning.negative_text)
+        evaluator = _Evaluator(expert.dit, schedule.timesteps, texts, getattr(request, expert.guidance), shape)
+        evaluator.keep_residual = not all(step.computed for step in steps)
+        return evaluator
+
+    def _start(self, request: GenerationRequest, latents, resume: Resume | None, plan) -> tuple[SamplerState, int]:
+        """The solver's first state and the first step to run."""
+        shape = self.geometry.latent_shape(request.width, request.height, request.num_frames)
+        if resume is not None:
+            if tuple(resume.state.latents.shape) != shape:
+                raise InvalidRequest("checkpoint latents shape", tuple(resume.state.latents.shape), str(shape))
+            if not 0 < resume.step < len(plan) or not plan[resume.step].computed:
+                raise InvalidRequest("checkpoint step", resume.step, "a step whose successor is computed in full")
+            tensors = {name: t.to(self.device) for name, t in resume.state.tensors().items()}
+            return SamplerState.from_tensors(tensors), resume.step
+        if latents is None:
+            latents = initial_latents(request.seed, shape)
+        if tuple(latents.shape) != shape:
+            raise InvalidRequest("latents shape", tuple(latents.shape), str(shape))
+        return SamplerState(latents.to(self.device, torch.float32)), 0
+
+
+def _computed(expert: Expert, timesteps: list[float], request: GenerationRequest) -> tuple[bool, ...]:
+    """Which of an expert's steps are computed; its first always is, as no residual survives a switch."""
+    if request.cache_threshold == 0 or not timesteps:
+        return (True,) * len(timesteps)
+    cache = expert.caches.get(request.cache)
+    if cache is None:
         allowed = f"0, as this checkpoint has no {request.cache} calibration; see python -m wan.calibrate"
         raise InvalidRequest("cache_threshold", request.cache_threshold, allowed)
-    timesteps = torch.tensor(schedule.timesteps, dtype=torch.float64, device=dit.device)
-    return cache_model.plan(*dit.time_embeddings(timesteps), request.cache_threshold)
-
-
-def guided_steps(request: GenerationRequest) -> int:
-    """How many steps, counted from the first, use guidance."""
-    share = round(request.guidance_end * request.steps, 6)  # 0.55 of 20 is 11, not a little more
-    return 0 if request.guidance_scale == 1.0 else math.ceil(share)
-
-
-@torch.inference_mode()
-def denoise(
-    dit: WanDiT,
-    context: Tensor,
-    negative_context: Tensor | None,
-    request: GenerationRequest,
-    *,
-    grid: str = "wan",
-    cache_model: StepCache | None = None,
-    latents: Tensor | None = None,
-    on_step: Callable[[Progress], None] | None = None,
-    resume: Resume | None = None,
-) -> tuple[Tensor, DenoiseInfo]:
-    """Run the sampler from noise to latents [C, T', h, w], float32.
-
-    `context` and `negative_context` are text embeddings [L, text_dim] with zero rows as padding; the latter is not
-    used at guidance 1. `latents` replaces the noise of the seed. An exception from `on_step` (wan.Cancelled) ends the
-    loop. Raises InvalidRequest for latents, or a resume point, that do not fit the request.
-    """
-    schedule = samplers.schedule(request.sampler, request.steps, request.flow_shift, grid)
-    plan = computed_steps(dit, schedule, cache_model, request)
-    shape = request.latent_shape(dit.config.in_channels)
-    state, start = _start(request, shape, latents, resume, plan, dit.device)
-    guided = guided_steps(request)
-    texts = [context] if guided == 0 else [context, negative_context]
-    model = _Model(dit, schedule, texts, request.guidance_scale, shape)
-    model.keep_residual = not all(plan)
-    step_sampler = samplers.SAMPLERS[request.sampler]
-    info = DenoiseInfo(resumed_from=start if resume else None, plan=plan, engine=dict(dit.engine))
-
-    for i in range(start, schedule.steps):
-        began = time.perf_counter()
-        x = state.latents
-        velocity = model.velocity(x, i, plan[i], guided=i < guided)
-        state = step_sampler(state, velocity, schedule.sigmas, i)
-        if x.is_cuda:  # else the loop runs ahead of the GPU: no honest time, no cancel within a step
-            torch.cuda.synchronize(x.device)
-        _count(info, time.perf_counter() - began, plan[i], guided=i < guided)
-        if on_step is not None:
-            done = i + 1
-            resumable = done < schedule.steps and plan[done]
-            x0 = x - schedule.sigmas[i] * velocity
-            seconds = info.step_seconds[-1]
-            on_step(Progress(done, schedule.steps, info.steps_skipped, plan[i], seconds, resumable, state, x0))
-    return state.latents, info
-
-
-def _count(info: DenoiseInfo, seconds: float, computed: bool, guided: bool) -> None:
-    info.step_seconds.append(seconds)
-    info.steps_computed += computed
-    info.steps_skipped += not computed
-    info.forwards += computed * (2 if guided else 1)
-
-
-def _start(request, shape, latents, resume: Resume | None, plan, device) -> tuple[SamplerState, int]:
-    """The solver's first state and the first step to run."""
-    if resume is not None:
-        if tuple(resume.state.latents.shape) != shape:
-            raise InvalidRequest("checkpoint latents shape", tuple(resume.state.latents.shape), str(shape))
-        if not 0 < resume.step < len(plan) or not plan[resume.step]:
-            raise InvalidRequest("checkpoint step", resume.step, "a step whose successor is computed in full")
-        tensors = {name: t.to(device) for name, t in resume.state.tensors().items()}
-        return SamplerState.from_tensors(tensors), resume.step
-    if latents is None:
-        latents = initial_latents(request, shape[0])
-    if tuple(latents.shape) != shape:
-        raise InvalidRequest("latents shape", tuple(latents.shape), str(shape))
-    return SamplerState(latents.to(device, torch.float32)), 0
+    return cache.plan(*embeddings(expert.dit, timesteps), request.cache_threshold)

@@ -1,7 +1,7 @@
 """The diffusion transformer of Wan 2.1 (arXiv:2503.20314, section 4.2), parameter names as in the official checkpoint.
 
 A forward pass falls into work that depends only on the request and work that depends on the latents. The former is
-done once: `Conditioning` (text projection, cross-attention keys and values), `time_embeddings` (all steps at once)
+done once: `KeysValues` (text projection, cross-attention keys and values), `time_embeddings` (all steps at once)
 and the rotary tables. `WanDiT.forward` composes them for a single call; the denoise loop keeps them.
 """
 
@@ -153,7 +153,7 @@ class Head(nn.Module):
 
 
 @dataclass
-class Conditioning:
+class KeysValues:
     """What the blocks need of the text: one (keys, values) pair per block and the attention bias, if any."""
 
     keys_values: list[tuple[Tensor, Tensor]]
@@ -163,10 +163,10 @@ class Conditioning:
     def batch(self) -> int:
         return self.keys_values[0][0].shape[0]
 
-    def select(self, index: int) -> "Conditioning":
+    def select(self, index: int) -> "KeysValues":
         """The conditioning of one batch element."""
         one = slice(index, index + 1)
-        return Conditioning(
+        return KeysValues(
             [(k[one], v[one]) for k, v in self.keys_values], None if self.bias is None else self.bias[one]
         )
 
@@ -227,12 +227,12 @@ class WanDiT(nn.Module):
         time = self.time_embedding(x)
         return time.float(), self.time_projection(time).unflatten(-1, (6, -1)).float()
 
-    def conditioning(self, context: Tensor) -> Conditioning:
+    def conditioning(self, context: Tensor) -> KeysValues:
         """Text embeddings [B, L, text_dim], zero rows as padding, to the keys and values of all blocks."""
         context = context.to(self.dtype)
         context, bias = _fold_padding(context) if self.fold_text else (context, None)
         text = self.text_embedding(context)
-        return Conditioning([block.cross_attn.keys_values(text) for block in self.blocks], bias)
+        return KeysValues([block.cross_attn.keys_values(text) for block in self.blocks], bias)
 
     def rotary(self, latents_shape) -> Tensor:
         """Rotary table for latents of shape [..., T, h, w]."""
@@ -243,7 +243,7 @@ class WanDiT(nn.Module):
         # contiguous(): the residual keeps this order through all blocks, and every norm would copy it otherwise
         return self.patch_embedding(latents.to(self.dtype)).flatten(2).transpose(1, 2).contiguous()
 
-    def run_blocks(self, x: Tensor, modulation: Tensor, rotary, conditioning: Conditioning) -> Tensor:
+    def run_blocks(self, x: Tensor, modulation: Tensor, rotary, conditioning: KeysValues) -> Tensor:
         for block, keys_values in zip(self.blocks, conditioning.keys_values, strict=True):
             x = block(x, modulation, rotary, keys_values, conditioning.bias)
         return x

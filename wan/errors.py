@@ -1,26 +1,15 @@
 """Errors of the model package.
 
-WanError
+WanError                                    of the contract, like the next one
 ├── InvalidRequest(field, value, allowed)   the caller must change a parameter
 ├── CheckpointError                         the operator must fix the files
 │   └── UnsupportedCheckpoint               valid files of a variant that is not served
 └── Cancelled                               the caller stopped the denoise loop
 """
 
+from contract.errors import InvalidRequest, WanError
 
-class WanError(Exception):
-    """Root of every error that this package raises on purpose."""
-
-
-class InvalidRequest(WanError):
-    """A request parameter is outside its bounds; names the field, its value and what is allowed."""
-
-    def __init__(self, field: str, value, allowed: str):
-        self.field, self.value, self.allowed = field, value, allowed
-        shown = repr(value)
-        if len(shown) > 80:
-            shown = f"{shown[:60]}… ({len(shown)} characters)"
-        super().__init__(f"{field} is {shown}; allowed: {allowed}")
+__all__ = ["Cancelled", "CheckpointError", "InvalidRequest", "UnsupportedCheckpoint", "WanError"]
 
 
 class CheckpointError(WanError):

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan.checkpoint import Checkpoint, fill
-from wan.dit import WanDiT
 from wan.errors import CheckpointError
 
 E4M3 = torch.float8_e4m3fn
@@ -108,21 +106,3 @@ def swap_linears(module: nn.Module, names: Iterable[str]) -> None:
         else:
             layer = Fp8Linear.from_linear(linear)
         module.set_submodule(name, layer)
-
-
-def load_dit(checkpoint: Checkpoint, device=None, dtype: torch.dtype | None = None) -> WanDiT:
-    """Load a DiT whose files may hold FP8 layers (`X.weight` E4M3 and `X.weight_scale` [out, 1]) beside ordinary ones."""
-    tensors = checkpoint.dit_tensors()
-    quantised = sorted(
-        name.removesuffix("." + SCALE_SUFFIX) for name in tensors.names if name.endswith("." + SCALE_SUFFIX)
-    )
-    if not quantised:
-        return checkpoint.load_dit(device, dtype)
-    with torch.device("meta"):
-        module = WanDiT(checkpoint.dit_config())
-    known = {name for name, _ in module.named_modules()}
-    if unknown := [name for name in quantised if name not in known]:
-        raise CheckpointError(f"{checkpoint.root}: scales of unknown layers: {', '.join(unknown[:5])}")
-    swap_linears(module, quantised)
-    fill(module, tensors, device, dtype)
-    return module

@@ -78,9 +78,11 @@ class MagCacheModel:
 
 
 @cache
-def official(model: str) -> MagCacheModel:
-    """The published ratios of `model`, averaged over both guidance branches: ours skip together."""
-    pairs = zip(OFFICIAL[model][::2], OFFICIAL[model][1::2], strict=True)
+def official(variant: str) -> MagCacheModel | None:
+    """The published ratios of a variant, averaged over both guidance branches: ours skip together. None if there are none."""
+    if variant not in OFFICIAL:
+        return None
+    pairs = zip(OFFICIAL[variant][::2], OFFICIAL[variant][1::2], strict=True)
     return MagCacheModel((1.0, *((a + b) / 2 for a, b in pairs)))
 
 

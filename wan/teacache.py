@@ -50,15 +50,16 @@ OFFICIAL = {
     ("i2v-14b-480p", False): (-3.02331670e02, 2.23948934e02, -5.25463970e01, 5.87348440e00, -2.01973289e-01),
     ("i2v-14b-720p", True): (8.10705460e03, 2.13393892e03, -3.72934672e02, 1.66203073e01, -4.17769401e-02),
     ("i2v-14b-720p", False): (-114.36346466, 65.26524496, -18.82220707, 4.91518089, -0.23412683),
-}  # (model, retention) -> coefficients; they were fitted for 50 (T2V) and 40 (I2V) steps
+}  # (variant, retention) -> coefficients; they were fitted for 50 (T2V) and 40 (I2V) steps
 RETAINED_STEPS = 5
 
 
-def official(model: str, retention: bool | None = None) -> TeaCacheModel:
-    """The published polynomial of `model`; by default in the mode that its authors recommend."""
+def official(variant: str, retention: bool | None = None) -> TeaCacheModel | None:
+    """The published polynomial of a variant, by default in the mode its authors recommend; None if there is none."""
     if retention is None:
-        retention = model != "t2v-1.3b"
-    return TeaCacheModel(OFFICIAL[model, retention], retention)
+        retention = variant != "t2v-1.3b"
+    coefficients = OFFICIAL.get((variant, retention))
+    return TeaCacheModel(coefficients, retention) if coefficients else None
 
 
 def relative_changes(signal: Tensor) -> list[float]:
@@ -90,11 +91,6 @@ def plan(model: TeaCacheModel, time: Tensor, modulation: Tensor, threshold: floa
         computed.append(True)
         distance = 0.0
     return tuple(computed)
-
-
-def everything(steps: int) -> tuple[bool, ...]:
-    """The plan without a cache."""
-    return (True,) * steps
 
 
 def fit(changes: list[float], output_changes: list[float], degree: int = 4) -> tuple[float, ...]:

@@ -16,17 +16,15 @@ def pipeline(checkpoint):
 
 
 def test_recording_sees_every_step_and_leaves_the_model_as_it_was(pipeline):
-    request = wan.GenerationRequest.create(
-        pipeline.defaults, "a cat", steps=4, seed=0, num_frames=5, cache_threshold=0.0
-    )
-    context, negative = pipeline.encode(["a cat", ""])
-    plain, _ = pipeline.denoise(context, negative, request)
-    with calibrate.recording(pipeline.dit) as record:
-        watched, _ = pipeline.denoise(context, negative, request)
+    request = pipeline.card.request(prompt="a cat", steps=4, seed=0, num_frames=5, cache_threshold=0.0)
+    conditioning, dit = pipeline.condition(request), pipeline.denoiser.experts[0].dit
+    plain, _ = pipeline.denoise(conditioning, request)
+    with calibrate.recording(dit) as record:
+        watched, _ = pipeline.denoise(conditioning, request)
     assert torch.equal(plain, watched)
     assert len(record.changes) == len(record.ratios) == 3
     assert all(change > 0 for change in record.changes)
-    assert "run_blocks" not in vars(pipeline.dit)
+    assert "run_blocks" not in vars(dit)
 
 
 def test_the_polynomial_follows_what_was_seen():
@@ -56,10 +54,10 @@ def test_the_command_writes_settings_that_the_checkpoint_reads(checkpoint, tmp_p
     calibrate.main([str(copy), "--prompts", str(prompts), "--speed-up", "1.6"])
     opened = Checkpoint.open(copy)
     assert set(opened.caches) == {"teacache", "magcache"}
-    steps = opened.defaults.steps
+    steps = opened.card.defaults.steps
     assert len(opened.magcache.ratios) == steps
-    assert opened.defaults.cache_threshold > 0
-    assert opened.defaults.flow_shift == before["defaults"]["flow_shift"]
+    assert opened.card.defaults.cache_threshold > 0
+    assert opened.card.defaults.flow_shift == before["defaults"]["flow_shift"]
     video = wan.Pipeline.from_checkpoint(copy)("a red circle moves left on a white background", seed=0)
     assert video.info["steps_computed"] <= steps / 1.6
     assert video.info["skipped"]

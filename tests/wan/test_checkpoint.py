@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_is_refused_naming_the_tensor(broken, change, messa
         (lambda t: t.update({"vace_blocks.0.proj_out.weight": torch.zeros(1)}), "Wan VACE model"),
         (
             lambda t: t.update({"patch_embedding.weight": torch.zeros(192, 36, 1, 2, 2)}),
-            "36 input and 16 output channels",
+            "image-to-video without CLIP",
         ),
     ],
 )

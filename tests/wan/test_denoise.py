@@ -2,12 +2,16 @@ import pytest
 import torch
 
 import wan
-from wan.config import Defaults
-from wan.denoise import Resume, denoise
+from contract import Defaults, Geometry, ModelCard
+from wan.denoise import Conditioning, Denoiser, Expert, Resume
 from wan.samplers import SamplerState
 from wan.teacache import TeaCacheModel
 
-DEFAULTS = Defaults(width=32, height=32, num_frames=5, steps=6, guidance_scale=3.0, flow_shift=3.0, negative_prompt="")
+CARD = ModelCard(
+    defaults=Defaults(
+        width=32, height=32, num_frames=5, steps=6, guidance_scale=3.0, flow_shift=3.0, negative_prompt=""
+    )
+)
 CACHE = TeaCacheModel((0.25,))  # every step adds a quarter, so that 0.6 skips two of three
 
 
@@ -25,7 +29,12 @@ def texts(dit):
 
 
 def request(**given):
-    return wan.GenerationRequest.create(DEFAULTS, "a cat", **({"seed": 5} | given))
+    return CARD.request(prompt="a cat", **({"seed": 5} | given))
+
+
+def denoise(dit, text, negative, asked, cache=None, **options):
+    caches = {} if cache is None else {"teacache": cache}
+    return Denoiser((Expert(dit, caches),), Geometry()).run(Conditioning(text, negative), asked, **options)
 
 
 def test_the_same_seed_gives_identical_latents_and_another_seed_others(dit, texts):
@@ -59,18 +68,18 @@ def test_resuming_at_any_resumable_step_is_bit_identical(dit, texts, sampler, th
             tensors = {name: t.clone() for name, t in progress.state.tensors().items()}
             points.append(Resume(progress.step, SamplerState.from_tensors(tensors)))
 
-    whole, info = denoise(dit, *texts, asked, cache_model=CACHE, on_step=collect)
+    whole, info = denoise(dit, *texts, asked, cache=CACHE, on_step=collect)
     assert points
     assert info.steps_skipped > 0 if threshold else info.steps_skipped == 0
     for point in points:
-        continued, resumed = denoise(dit, *texts, asked, cache_model=CACHE, resume=point)
+        continued, resumed = denoise(dit, *texts, asked, cache=CACHE, resume=point)
         assert torch.equal(continued, whole)
         assert resumed.resumed_from == point.step
 
 
 def test_no_step_before_a_skipped_one_is_offered_for_resuming(dit, texts):
     seen = []
-    denoise(dit, *texts, request(steps=12, cache_threshold=0.6), cache_model=CACHE, on_step=seen.append)
+    denoise(dit, *texts, request(steps=12, cache_threshold=0.6), cache=CACHE, on_step=seen.append)
     for now, then in zip(seen, seen[1:], strict=False):
         assert now.resumable == then.computed
     assert not seen[-1].resumable

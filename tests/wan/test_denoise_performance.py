@@ -6,14 +6,18 @@ import pytest
 import torch
 
 import wan
+from contract import Defaults, Geometry, ModelCard
 from tests.wan.reference import relative_error
 from wan import denoise as loop
-from wan.config import Defaults
-from wan.denoise import batch_branches, denoise
+from wan.denoise import Conditioning, Denoiser, Expert, batch_branches
 from wan.optimize import Options, optimized
 from wan.teacache import TeaCacheModel
 
-DEFAULTS = Defaults(width=32, height=32, num_frames=5, steps=6, guidance_scale=3.0, flow_shift=3.0, negative_prompt="")
+CARD = ModelCard(
+    defaults=Defaults(
+        width=32, height=32, num_frames=5, steps=6, guidance_scale=3.0, flow_shift=3.0, negative_prompt=""
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +33,20 @@ def texts(dit):
 
 
 def request(**given):
-    return wan.GenerationRequest.create(DEFAULTS, "a cat", **({"seed": 5} | given))
+    return CARD.request(prompt="a cat", **({"seed": 5} | given))
+
+
+def denoise(dit, text, negative, asked, cache=None, **options):
+    caches = {} if cache is None else {"teacache": cache}
+    return Denoiser((Expert(dit, caches),), Geometry()).run(Conditioning(text, negative), asked, **options)
 
 
 def test_branches_one_after_the_other_give_what_the_batch_gives(dit, texts, monkeypatch):
     cache = TeaCacheModel((0.25,))
     asked = request(cache_threshold=0.6, guidance_end=0.7)
-    together, info = denoise(dit, *texts, asked, cache_model=cache)
+    together, info = denoise(dit, *texts, asked, cache=cache)
     monkeypatch.setattr(loop, "MAX_BATCHED_TOKENS", 0)
-    apart, info_apart = denoise(dit, *texts, asked, cache_model=cache)
+    apart, info_apart = denoise(dit, *texts, asked, cache=cache)
     assert relative_error(apart, together) < 1e-4
     assert info.plan == info_apart.plan
     assert info.steps_skipped > 0
@@ -85,7 +94,7 @@ def test_folding_the_padding_of_the_text_changes_nothing(dit, texts):
 
 def test_the_info_names_what_was_used_and_skipped(checkpoint):
     pipeline = wan.Pipeline.from_checkpoint(checkpoint)
-    pipeline.caches["teacache"] = TeaCacheModel((0.25,))
+    pipeline.denoiser.experts[0].caches["teacache"] = TeaCacheModel((0.25,))
     info = pipeline("a cat", seed=1, steps=6, num_frames=5, cache_threshold=0.6, guidance_end=0.5).info
     assert info["engine"]["linear"] == "onednn"
     assert info["skipped"] == [1, 2, 4]

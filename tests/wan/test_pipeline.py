@@ -44,9 +44,8 @@ def test_a_video_has_the_shape_that_was_asked_for(pipeline):
 
 
 def test_the_verbs_compose_to_the_call(pipeline):
-    request = wan.GenerationRequest.create(pipeline.defaults, PROMPT, steps=3, seed=9)
-    context, negative = pipeline.encode([request.prompt, request.negative_prompt])
-    latents, _ = pipeline.denoise(context, negative, request)
+    request = pipeline.card.request(prompt=PROMPT, steps=3, seed=9)
+    latents, _ = pipeline.denoise(pipeline.condition(request), request)
     video = pipeline(PROMPT, steps=3, seed=9)
     assert torch.equal(latents, video.latents)
     assert np.array_equal(pipeline.decode(latents), video.frames)

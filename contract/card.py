@@ -1,0 +1,77 @@
+"""What a served checkpoint is to its callers: its variant, its geometry and its defaults.
+
+The export writes a card beside the model repository; `wan.json` beside a checkpoint may say parts of one:
+
+    {"variant": "t2v-14b", "defaults": {"steps": 40}, "geometry": {"temporal_stride": 4, …}}
+
+Entries that belong to the model alone (the calibrations of the step caches, the VAE's statistics) are left to `wan`.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from contract.errors import InvalidCard
+from contract.geometry import Geometry
+from contract.parameters import PARAMETERS, Defaults, GenerationRequest, Parameter
+from contract.variants import BY_NAME
+
+KEYS = ("variant", "geometry", "defaults")
+MODEL_KEYS = ("teacache", "magcache", "vae")  # of wan.json, for wan.checkpoint
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    variant: str = "t2v"
+    geometry: Geometry = field(default_factory=Geometry)
+    defaults: Defaults = field(default_factory=Defaults)
+
+    @classmethod
+    def from_dict(cls, values: dict, source: str) -> "ModelCard":
+        """A card from JSON; InvalidCard names `source`, the key and what is allowed. The row of the variant fills in."""
+        if not isinstance(values, dict):
+            raise InvalidCard(f"{source} holds {type(values).__name__}; allowed: an object with {', '.join(KEYS)}")
+        if unknown := sorted(set(values) - {*KEYS, *MODEL_KEYS}):
+            raise InvalidCard(f"{source}: unknown keys {unknown}; known: {sorted((*KEYS, *MODEL_KEYS))}")
+        name = values.get("variant", "t2v")
+        if name not in BY_NAME:
+            raise InvalidCard(f"{source}: variant is {name!r}; allowed: {', '.join(BY_NAME)}")
+        defaults = Defaults.from_dict(values.get("defaults", {}), f"{source}: defaults", BY_NAME[name].defaults)
+        return cls(name, _geometry(values.get("geometry", {}), source), defaults)
+
+    @classmethod
+    def load(cls, path: Path) -> "ModelCard":
+        """The card of a file; InvalidCard if it cannot be read."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InvalidCard(f"{path}: {error}") from None
+        return cls.from_dict(values, str(path))
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def request(self, **given) -> GenerationRequest:
+        """The validated request of this model; see `GenerationRequest.create`."""
+        return GenerationRequest.create(self.defaults, self.geometry, **given)
+
+    def describe(self, parameter: Parameter) -> dict:
+        """One parameter for clients that draw forms: bounds, default and words."""
+        about = {"label": parameter.label, "help": parameter.help, "group": parameter.group}
+        about["type"] = {int: "integer", float: "number", str: "string"}[parameter.rule.python]
+        about["allowed"] = parameter.rule.words(self.geometry)
+        return parameter.rule.schema(self.geometry) | about
+
+    def limits(self) -> dict[str, dict]:
+        """`describe` of every parameter, by name, in the order of a form."""
+        return {p.name: self.describe(p) for p in PARAMETERS}
+
+
+def _geometry(values: dict, source: str) -> Geometry:
+    known = {f.name for f in fields(Geometry)}
+    if unknown := sorted(set(values) - known):
+        raise InvalidCard(f"{source}: geometry: unknown keys {unknown}; known: {sorted(known)}")
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidCard(f"{source}: geometry: {name} is {value!r}; allowed: an integer of at least 1")
+    return Geometry(**values)

@@ -1,0 +1,114 @@
+"""What a request costs in seconds of the machine that serves.
+
+    seconds = overhead + sum over the steps of step(branches) + decoding
+    decoding = per_latent_frame * T' + T * (per_pixel * H * W + per_pixel_squared * (H * W)^2)
+    computed step = per_step + branches * (per_token * S + per_token_squared * S^2)
+    skipped step  = per_skipped_step + branches * per_skipped_token * S
+
+S is the length of the DiT's sequence, T' the number of latent frames of T frames; the squares stand for attention; branches
+is 2 while guidance is on. `python -m wan.cost CHECKPOINT --out FILE` fits the coefficients to measured steps and writes
+them with the plans of the caches, so that a request is priced by the steps that will be computed, without the model.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+
+from contract.errors import InvalidCard
+from contract.geometry import Geometry
+from contract.parameters import PARAMETERS, guided_steps
+
+PRICED = tuple(p.name for p in PARAMETERS if p.priced)
+Size = tuple[int, int, int]  # width, height, frames
+# cache -> steps -> threshold from which it holds -> "1" for a computed step
+Plans = dict[str, dict[int, dict[float, str]]]
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Coefficients in seconds, and the plans of the caches at the default sampler and flow shift."""
+
+    overhead: float
+    per_token: float
+    per_token_squared: float
+    per_pixel: float
+    per_pixel_squared: float = 0.0
+    per_latent_frame: float = 0.0
+    per_step: float = 0.0
+    per_skipped_step: float = 0.0
+    per_skipped_token: float = 0.0
+    skipped_per_threshold: float = 1.5  # where plans knows nothing of the cache
+    plans: Plans = field(default_factory=dict)
+
+    def step(self, tokens: int, branches: int, computed: bool) -> float:
+        """Seconds of one step."""
+        if not computed:
+            return self.per_skipped_step + branches * self.per_skipped_token * tokens
+        return self.per_step + branches * (self.per_token * tokens + self.per_token_squared * tokens**2)
+
+    def decoding(self, width: int, height: int, frames: int, geometry: Geometry) -> float:
+        """Seconds of the VAE."""
+        area = width * height
+        pixels = frames * (self.per_pixel * area + self.per_pixel_squared * area**2)
+        return self.per_latent_frame * geometry.latent_frames(frames) + pixels
+
+    def seconds(self, size: Size, steps: Iterable[tuple[bool, int]], geometry: Geometry) -> float:
+        """Seconds of a request of `size` whose steps are given as (computed, branches)."""
+        tokens = geometry.tokens(*size)
+        denoising = sum(self.step(tokens, branches, computed) for computed, branches in steps)
+        return self.overhead + denoising + self.decoding(*size, geometry)
+
+    def predict(self, request: Mapping, geometry: Geometry) -> float:
+        """Seconds of a complete request, of which only the priced parameters are read."""
+        width, height, frames, steps, scale, end, cache, threshold = (request[name] for name in PRICED)
+        guided = guided_steps(steps, scale, end)
+        plan = [(computed, 2 if i < guided else 1) for i, computed in enumerate(self.plan(steps, cache, threshold))]
+        return self.seconds((width, height, frames), plan, geometry)
+
+    def plan(self, steps: int, cache: str, threshold: float) -> list[bool]:
+        """Which steps are computed: exact for the numbers of steps in `plans`, else after the nearest one."""
+        known = self.plans.get(cache)
+        if threshold == 0:
+            return [True] * steps
+        if not known:
+            share = 1 - min(0.7, self.skipped_per_threshold * threshold)
+            return [round((i + 1) * share) > round(i * share) for i in range(steps)]
+        nearest = min(known, key=lambda count: abs(count - steps))
+        reached = [start for start in known[nearest] if start <= threshold]
+        plan = known[nearest][max(reached)] if reached else "1" * nearest
+        return [plan[i * nearest // steps] == "1" for i in range(steps)]
+
+    @classmethod
+    def load(cls, path: Path) -> "CostModel":
+        """The model of a file that `write` wrote; raises InvalidCard."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+            known = {f.name: values[f.name] for f in fields(cls) if f.name in needed or f.name in values}
+            plans = _plans(known.pop("plans", {}))
+            return cls(**{name: float(value) for name, value in known.items()}, plans=plans)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            names = ", ".join(f.name for f in fields(cls))
+            raise InvalidCard(
+                f"{error!r}; allowed: JSON with {names}, as python -m wan.cost CHECKPOINT --out FILE writes it"
+            ) from None
+
+    def write(self, path: Path, about: dict) -> None:
+        """The file that the service reads (WAN_COST_FILE); `about` goes first."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(about | asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+def _plans(written: dict) -> Plans:
+    """The plans of a file; raises ValueError for one whose length is not its number of steps."""
+    plans = {
+        cache: {int(steps): {float(start): plan for start, plan in starts.items()} for steps, starts in counts.items()}
+        for cache, counts in written.items()
+    }
+    for cache, counts in plans.items():
+        for steps, starts in counts.items():
+            for start, plan in starts.items():
+                if len(plan) != steps or set(plan) - {"0", "1"}:
+                    raise ValueError(f"plans.{cache}.{steps}.{start:g} is {plan!r}; allowed: {steps} characters 0 or 1")
+    return plans

@@ -1,0 +1,185 @@
+"""Every parameter of a request, once.
+
+A field of the classes below is a parameter: its type, its default (that of Wan 2.1 where a checkpoint says nothing), its
+rule, the names other servers give it, what the page says of it, and whether it enters the price and the fingerprint of a
+resumable run. To add one, add a field here and read it where it acts; everything else is derived.
+"""
+
+import hashlib
+import json
+import math
+import secrets
+from collections.abc import Callable
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from contract.errors import InvalidCard, InvalidRequest
+from contract.geometry import Geometry
+from contract.rules import Choice, Frames, Integer, Number, Rule, Side, Text
+
+MAX_SEED = 2**63 - 1
+MAX_PROMPT = 8000
+NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
+    "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"
+    "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+SAMPLERS = ("unipc", "euler", "dpm++")
+CACHES = ("teacache", "magcache")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What is known of one parameter. `group`: where the page's form shows it. `tensor`: whether Triton takes it."""
+
+    name: str
+    rule: Rule
+    default: Any  # MISSING: required (the prompt) or drawn (the seed)
+    label: str
+    help: str
+    aliases: tuple[str, ...]
+    group: Literal["prompt", "main", "more"]
+    priced: bool
+    fingerprint: bool
+    tensor: bool
+
+    @property
+    def kind(self) -> str:
+        """The Triton type."""
+        if self.rule.python is int:
+            return "INT64" if isinstance(self.rule, Number) and self.rule.high >= 2**31 else "INT32"
+        return "FP32" if self.rule.python is float else "STRING"
+
+    @property
+    def tensor_name(self) -> str:
+        return self.name.upper()
+
+
+def _parameter(
+    rule: Rule, default: Any = MISSING, *, label: str, help: str = "", aliases: tuple[str, ...] = (),
+    group: str = "more", priced: bool = False, fingerprint: bool = True, tensor: bool = True,
+) -> Any:  # fmt: skip
+    said = {
+        "rule": rule, "default": default, "label": label, "help": help, "aliases": aliases, "group": group,
+        "priced": priced, "fingerprint": fingerprint, "tensor": tensor,
+    }  # fmt: skip
+    return field(default=default, metadata=said)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sampling:
+    """What a checkpoint has a default for and the model uses."""
+
+    negative_prompt: str = _parameter(
+        Text(MAX_PROMPT), NEGATIVE_PROMPT, label="Negative prompt", help="What the video must not show.", group="prompt"
+    )
+    width: int = _parameter(Side(), 832, label="Width", help="In pixels.", group="main", priced=True)
+    height: int = _parameter(Side(), 480, label="Height", help="In pixels.", group="main", priced=True)
+    num_frames: int = _parameter(
+        Frames(), 81, label="Frames", help="Length of the video.", aliases=("target_video_length",), group="main",
+        priced=True,
+    )  # fmt: skip
+    steps: int = _parameter(
+        Integer(1, 1000), 50, label="Steps", help="Sampler steps.", aliases=("num_inference_steps", "infer_steps"),
+        group="main", priced=True,
+    )  # fmt: skip
+    guidance_scale: float = _parameter(
+        Number(1, 30), 5.0, label="Guidance", help="1: no guidance, half the work.", aliases=("cfg_scale",), priced=True
+    )
+    guidance_end: float = _parameter(
+        Number(0, 1), 1.0, label="Guidance until", priced=True,
+        help="Share of the steps after which guidance is off and a step costs half; 1 keeps it to the end.",
+    )  # fmt: skip
+    flow_shift: float = _parameter(
+        Number(0.1, 30), 5.0, label="Flow shift", help="Sigma shift.", aliases=("sigma_shift", "sample_shift")
+    )
+    sampler: str = _parameter(Choice(SAMPLERS), "unipc", label="Sampler")
+    cache: str = _parameter(
+        Choice(CACHES), "teacache", label="Step cache", priced=True,
+        help="The rule by which steps are skipped, if cache_threshold is above 0.",
+    )  # fmt: skip
+    cache_threshold: float = _parameter(
+        Number(0, 10), 0.0, label="Cache threshold", aliases=("tea_cache_l1_thresh",), priced=True,
+        help="0 computes every step; the larger, the more steps are skipped and the less exact is the video.",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults(_Sampling):
+    """What a request gets where it says nothing: those of the checkpoint. Sizes in pixels."""
+
+    fps: int = _parameter(
+        Integer(1, 60), 16, label="Frames a second", help="Of the file; the frames stay the same.",
+        aliases=("target_fps",), fingerprint=False, tensor=False,
+    )  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: dict, source: str, base: "Defaults | None" = None) -> "Defaults":
+        """`base` with what JSON says; InvalidCard names `source` and an unknown key or a value out of bounds."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise InvalidCard(f"{source}: unknown keys {unknown}; known: {sorted(f.name for f in fields(cls))}")
+        try:
+            for name, value in values.items():
+                BY_NAME[name].rule.check(name, value)
+        except InvalidRequest as error:
+            raise InvalidCard(f"{source}: {error}") from None
+        return cls(**(asdict(base or cls()) | values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest(_Sampling):
+    """Validated parameters of one video; build it with `create`, which fills in defaults."""
+
+    prompt: str = _parameter(
+        Text(MAX_PROMPT, filled=True), label="Prompt", help="What the video shows.", group="prompt"
+    )
+    seed: int = _parameter(
+        Integer(0, MAX_SEED), label="Seed", help="Same seed, same video; drawn and reported if left out.", group="main"
+    )
+
+    @classmethod
+    def create(cls, defaults: Defaults, geometry: Geometry, **given) -> "GenerationRequest":
+        """Take `given`, the defaults where it is absent or None, and draw a seed if there is none.
+
+        Raises InvalidRequest, also for a name that is not a parameter.
+        """
+        names = [f.name for f in fields(cls)]
+        for name in given:
+            if name not in names:
+                raise InvalidRequest(name, given[name], f"one of the parameters {', '.join(names)}")
+        values = {name: getattr(defaults, name) for name in names if hasattr(defaults, name)}
+        values |= {name: value for name, value in given.items() if value is not None}
+        values.setdefault("seed", secrets.randbelow(2**31))
+        values.setdefault("prompt", None)
+        for name in names:
+            BY_NAME[name].rule.check(name, values[name], geometry)
+        return cls(**values)
+
+    @property
+    def guided_steps(self) -> int:
+        """How many steps, counted from the first, use guidance."""
+        return guided_steps(self.steps, self.guidance_scale, self.guidance_end)
+
+    def fingerprint(self, model: str) -> str:
+        """What a checkpoint of a run belongs to: every parameter that changes latents, and the identity of the model."""
+        values = {p.name: getattr(self, p.name) for p in PARAMETERS if p.fingerprint}
+        text = json.dumps(values | {"model": model}, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def guided_steps(steps: int, guidance_scale: float, guidance_end: float) -> int:
+    """How many of `steps` use guidance: ceil of the share, 0.55 of 20 being 11 and not a little more."""
+    return 0 if guidance_scale == 1 else math.ceil(round(guidance_end * steps, 6))
+
+
+def _collect(*owners: type, pick: Callable[[Field], bool] = lambda f: True) -> dict[str, Parameter]:
+    return {f.name: Parameter(f.name, **f.metadata) for owner in owners for f in fields(owner) if pick(f)}
+
+
+BY_NAME: dict[str, Parameter] = _collect(Defaults, GenerationRequest)
+# prompts first, then in the order of their declaration
+PARAMETERS: tuple[Parameter, ...] = tuple(
+    sorted(BY_NAME.values(), key=lambda p: (p.group != "prompt", p.name != "prompt" and p.group == "prompt"))
+)
+TENSORS: tuple[Parameter, ...] = tuple(p for p in PARAMETERS if p.tensor)

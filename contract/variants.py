@@ -1,0 +1,88 @@
+"""The family: one row a variant, with what tells it apart, its official sizes and its recommended defaults.
+
+Rows are recognised by the structure of a checkpoint (tensor names and shapes). Sizes: Wan 2.1 report (arXiv:2503.20314)
+and the configurations of Wan-Video/Wan2.1; defaults: its README and generate.py.
+"""
+
+from dataclasses import dataclass, field
+
+from contract.parameters import Defaults
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the tensors of a DiT say. `condition_channels`: input channels beyond the latents (mask, known frames).
+
+    `parts` names further sub-networks that were found, such as "img_emb" or "vace_blocks".
+    """
+
+    dim: int
+    num_layers: int
+    latent_channels: int = 16
+    condition_channels: int = 0
+    parts: frozenset[str] = frozenset()
+    experts: int = 1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Dimensions of an official DiT."""
+
+    dim: int
+    num_layers: int
+    num_heads: int
+    ffn_dim: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row. `sizes` is None for the row that any other size of the same structure falls to.
+
+    `missing` says what this package lacks to serve it; empty: served.
+    """
+
+    name: str
+    title: str
+    sizes: Sizes | None = None
+    latent_channels: int = 16
+    condition_channels: int = 0
+    parts: frozenset[str] = frozenset()
+    experts: int = 1
+    defaults: Defaults = field(default_factory=Defaults)
+    missing: str = ""
+
+    def fits(self, structure: Structure) -> bool:
+        if self.sizes and (self.sizes.dim, self.sizes.num_layers) != (structure.dim, structure.num_layers):
+            return False
+        return all(
+            getattr(self, name) == getattr(structure, name)
+            for name in ("latent_channels", "condition_channels", "parts", "experts")
+        )
+
+
+_1_3B = Sizes(dim=1536, num_layers=30, num_heads=12, ffn_dim=8960)
+_14B = Sizes(dim=5120, num_layers=40, num_heads=40, ffn_dim=13824)
+_5B = Sizes(dim=3072, num_layers=30, num_heads=24, ffn_dim=14336)
+_IMAGE = frozenset({"img_emb"})
+
+# Of two rows that fit, the first is taken unless a manifest or wan.json names the other.
+VARIANTS = (
+    Variant("t2v-1.3b", "Wan2.1 T2V 1.3B", _1_3B, defaults=Defaults(guidance_scale=6.0, flow_shift=8.0)),
+    Variant("t2v-14b", "Wan2.1 T2V 14B", _14B, defaults=Defaults(guidance_scale=5.0, flow_shift=5.0)),
+    Variant("t2v", "text-to-video"),
+    Variant("i2v", "image-to-video with CLIP", None, 16, 20, _IMAGE, missing="conditioning on a picture"),
+    Variant(
+        "flf2v", "first and last frame", None, 16, 20, _IMAGE | {"emb_pos"}, missing="conditioning on two pictures"
+    ),
+    Variant("i2v-2.2", "image-to-video without CLIP", None, 16, 20, missing="conditioning on a picture"),
+    Variant("t2v-a14b", "Wan2.2 A14B text-to-video", None, experts=2, missing="two experts"),
+    Variant("i2v-a14b", "Wan2.2 A14B image-to-video", None, 16, 20, experts=2, missing="two experts"),
+    Variant("ti2v-5b", "Wan2.2 TI2V", None, 48, missing="the Wan 2.2 VAE"),
+    Variant("vace", "VACE", None, 16, parts=frozenset({"vace_blocks"}), missing="VACE context blocks"),
+)
+BY_NAME = {variant.name: variant for variant in VARIANTS}
+
+
+def recognise(structure: Structure) -> Variant | None:
+    """The first row that fits, or None for a structure that is no known variant."""
+    return next((variant for variant in VARIANTS if variant.fits(structure)), None)

@@ -1,0 +1,49 @@
+"""What enters the fingerprint of a resumable run and the price of a request, by the declaration."""
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from contract import PARAMETERS, Geometry, ModelCard
+from contract.cost import PRICED, CostModel
+from contract.parameters import BY_NAME, Defaults
+from contract.rules import Choice, Text
+
+CARD = ModelCard(defaults=Defaults(width=64, height=64, num_frames=17, steps=20))
+REQUEST = CARD.request(prompt="a cat", seed=1, guidance_scale=3.0, cache_threshold=0.1, guidance_end=0.5)
+OTHER = {
+    "width": 128, "height": 128, "num_frames": 33, "steps": 10, "guidance_scale": 1.0, "guidance_end": 0.9,
+    "flow_shift": 9.0, "cache_threshold": 0.3, "seed": 2,
+}  # fmt: skip
+COST = CostModel(
+    overhead=0.5, per_token=1e-4, per_token_squared=1e-8, per_pixel=1e-6, per_step=0.01,
+    plans={"teacache": {20: {0.1: "10" * 10, 0.3: "1000" * 5}}, "magcache": {20: {0.1: "1" * 19 + "0"}}},
+)  # fmt: skip
+
+
+def changed(name):
+    """REQUEST with another value of one parameter."""
+    rule, value = BY_NAME[name].rule, getattr(REQUEST, name)
+    if isinstance(rule, Choice):
+        return replace(REQUEST, **{name: next(n for n in rule.names if n != value)})
+    return replace(REQUEST, **{name: value + "!" if isinstance(rule, Text) else OTHER[name]})
+
+
+@pytest.mark.parametrize("name", [p.name for p in PARAMETERS if p.fingerprint])
+def test_another_value_is_another_run(name):
+    assert changed(name).fingerprint("m") != REQUEST.fingerprint("m")
+
+
+def test_another_model_is_another_run():
+    assert REQUEST.fingerprint("m") == REQUEST.fingerprint("m") != REQUEST.fingerprint("n")
+
+
+@pytest.mark.parametrize("name", [p.name for p in PARAMETERS if p.tensor])
+def test_exactly_the_priced_parameters_change_the_price(name):
+    before, after = (COST.predict(asdict(r), Geometry()) for r in (REQUEST, changed(name)))
+    assert (before != after) == (name in PRICED)
+
+
+def test_the_price_follows_the_geometry():
+    values = asdict(REQUEST)
+    assert COST.predict(values, Geometry()) > COST.predict(values, Geometry(spatial_stride=16))
