@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from contract.card import ModelCard
+from contract.errors import InvalidCard
 from contract.variants import BY_NAME, Structure, Variant, recognise
 from wan import fp8, keys, magcache, teacache
 from wan.config import VAE21_MEAN, VAE21_STD, DiTConfig, TextConfig, VAEConfig, geometry
@@ -241,7 +242,13 @@ class Checkpoint(ABC):
     def card(self) -> ModelCard:
         """What callers need to know; defaults: wan.json, else the official recommendation for the variant."""
         found = {"variant": self.variant.name, "geometry": asdict(geometry(self.dit_config(), self.vae_config()))}
-        return ModelCard.from_dict(self.settings | found, str(self.root / SETTINGS_FILE))
+        said = self.settings.get("geometry", found["geometry"])
+        if said != found["geometry"]:
+            raise CheckpointError(f"{self.root / SETTINGS_FILE}: geometry is {said}; its tensors have {found['geometry']}")
+        try:
+            return ModelCard.from_dict(self.settings | found, str(self.root / SETTINGS_FILE))
+        except InvalidCard as error:
+            raise CheckpointError(str(error)) from None
 
     @property
     def teacache(self) -> TeaCacheModel | None:

@@ -16,7 +16,7 @@ OTHER = {
     "flow_shift": 9.0, "cache_threshold": 0.3, "seed": 2,
 }  # fmt: skip
 COST = CostModel(
-    overhead=0.5, per_token=1e-4, per_token_squared=1e-8, per_pixel=1e-6, per_step=0.01,
+    overhead=0.5, per_token=1e-4, per_token_squared=1e-8, per_pixel=1e-6, per_step=0.01, per_skipped_step=0.001,
     plans={"teacache": {20: {0.1: "10" * 10, 0.3: "1000" * 5}}, "magcache": {20: {0.1: "1" * 19 + "0"}}},
 )  # fmt: skip
 

@@ -169,7 +169,7 @@ def test_an_unknown_default_is_refused(checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "copy")
     (tmp_path / "copy" / "wan.json").write_text(json.dumps({"defaults": {"width": 64, "wdith": 64}}))
     with pytest.raises(wan.CheckpointError, match=r"unknown keys \['wdith'\]"):
-        _ = Checkpoint.open(tmp_path / "copy").defaults
+        _ = Checkpoint.open(tmp_path / "copy").card
 
 
 @pytest.mark.parametrize("count", [1, 2])
