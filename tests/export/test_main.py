@@ -1,10 +1,13 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from export import __main__ as command
-from export import manifest
+from export import manifest, targets
+from export.driver import export
+from export.options import Options
 
 
 @pytest.fixture
@@ -12,39 +15,37 @@ def quick_target(monkeypatch):
     """A target that writes one file in no time; the real one runs for the whole suite in `repository`."""
     calls = []
 
-    def build(checkpoint, folder, denoise_instances, step):
-        folder.mkdir(parents=True)
-        (folder / "artifact").write_text(f"{len(calls)}")
-        step("artifact")
-        calls.append(denoise_instances)
-        if denoise_instances == 13:
+    def write(build):
+        (build.repository / "artifact").write_text(f"{len(calls)}")
+        calls.append(build.options.denoise_instances)
+        if calls[-1] == 13:
             raise OSError("disk full")
         return {"defaults": {}}
 
-    monkeypatch.setitem(command.TARGETS, "cpu", build)
+    monkeypatch.setitem(targets.TARGETS, "cpu", replace(targets.TARGETS["cpu"], steps={"artifact": write}))
     return calls
 
 
 def test_a_second_export_with_nothing_changed_does_nothing(checkpoint, repository):
     before = (repository / "manifest.json").stat().st_mtime_ns
-    assert not command.export(checkpoint, "cpu", repository, denoise_instances=2, report=lambda text: None)
+    assert not export(checkpoint, "cpu", repository, Options(denoise_instances=2), report=lambda text: None)
     assert (repository / "manifest.json").stat().st_mtime_ns == before
 
 
 def test_an_export_that_fails_leaves_the_old_repository_and_nothing_else(checkpoint, tmp_path, quick_target):
     out = tmp_path / "repository"
-    assert command.export(checkpoint, "cpu", out, report=lambda text: None)
+    assert export(checkpoint, "cpu", out, report=lambda text: None)
     with pytest.raises(OSError, match="disk full"):
-        command.export(checkpoint, "cpu", out, denoise_instances=13, report=lambda text: None)
+        export(checkpoint, "cpu", out, Options(denoise_instances=13), report=lambda text: None)
     assert (out / "artifact").read_text() == "0"
     assert {path.name for path in tmp_path.iterdir()} == {"repository", ".repository.lock"}
 
 
 def test_an_option_that_differs_exports_again_and_replaces_the_old_repository(checkpoint, tmp_path, quick_target):
     out, said = tmp_path / "repository", []
-    command.export(checkpoint, "cpu", out, report=said.append)
+    export(checkpoint, "cpu", out, report=said.append)
     (out / "stale").touch()
-    assert command.export(checkpoint, "cpu", out, denoise_instances=2, report=said.append)
+    assert export(checkpoint, "cpu", out, Options(denoise_instances=2), report=said.append)
     assert quick_target == [1, 2]
     assert not (out / "stale").exists()
     assert any("an option has changed" in line for line in said)
