@@ -10,13 +10,12 @@ from tqdm import tqdm
 
 from export import paths
 from export.atomic import write_json
-from export.dit_package import dit_files
+from export.dit.package import dit_files
 from wan.checkpoint import Checkpoint
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-# A change in any of these may change what an export writes.
+# A change in any of these may change what an export writes, beside the target's own code under export/.
 CODE = (
-    "export/**/*.py",
     "model_repository/**/*",
     "wan/vae.py",
     "wan/text.py",
@@ -25,15 +24,6 @@ CODE = (
     "wan/config.py",
     "stages/*_runtime.py",
     "stages/artifacts.py",
-)
-# The same for the CPU target, which uses a small part of this package.
-CPU_CODE = (
-    "export/dit_package.py",
-    "export/onnx_graphs.py",
-    "export/preview_projection.py",
-    "export/repository.py",
-    "export/target_cpu.py",
-    *CODE[1:],
 )
 BLOCK_BYTES, SHOWN_BYTES = 1 << 20, 1 << 30
 LIBRARIES = ("torch", "onnx", "onnxscript", "transformers")
@@ -77,10 +67,10 @@ def describe_source(checkpoint: Checkpoint, known: dict | None = None) -> dict:
     return {"path": str(checkpoint.root), "sha256": together.hexdigest(), "files": files}
 
 
-def describe_code(patterns: tuple[str, ...] = CODE) -> str:
-    """Hash of the code and library versions that make the artifacts."""
+def describe_code(patterns: tuple[str, ...]) -> str:
+    """Hash of the code and library versions that make the artifacts; `patterns` are of files under export/."""
     digest = hashlib.sha256(" ".join(f"{name}=={version(name)}" for name in LIBRARIES).encode())
-    for pattern in patterns:
+    for pattern in (*(f"export/{pattern}" for pattern in patterns), *CODE):
         for path in sorted(PROJECT_ROOT.glob(pattern)):
             if path.is_file() and "__pycache__" not in path.parts:
                 digest.update(f"{path.relative_to(PROJECT_ROOT)} {sha256_file(path)}\n".encode())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 
 from export.placement import GIB, Gpu, Placement
-from export.vae_cache import CacheSlot
+from export.tensorrt.vae_cache import CacheSlot
 from wan.config import DiTConfig, TextConfig, VAEConfig
 
 CONTEXT = 600 << 20  # a CUDA context with its modules, for each process

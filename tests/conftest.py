@@ -22,9 +22,10 @@ def checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def repository(checkpoint) -> Path:
     """The exported model repository with two denoise instances; kept between runs, exported again when anything changed."""
-    from export.__main__ import export
+    from export.driver import export
+    from export.options import Options
 
-    export(checkpoint, "cpu", REPOSITORY, denoise_instances=2, report=lambda text: None)
+    export(checkpoint, "cpu", REPOSITORY, Options(denoise_instances=2), report=lambda text: None)
     return REPOSITORY
 
 

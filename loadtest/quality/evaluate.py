@@ -7,7 +7,7 @@ from statistics import mean
 
 import numpy as np
 
-from export.quality import psnr, ssim
+from export.dit.quality import psnr, ssim
 from loadtest.quality.settings import BASELINE, Setting
 from tiny.obedience import check, held_out_prompts
 from tiny.scenes import Scene

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from export import gpu_graphs, manifest
+from export import manifest
+from export.tensorrt.graphs import export_graphs
 from wan.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPHS = ROOT / "build" / "test-graphs"
 CODE = (
-    "export/onnx_*.py",
-    "export/gpu_graphs.py",
-    "export/trt_*",
+    "export/onnx/*.py",
+    "export/tensorrt/graphs.py",
+    "export/tensorrt/support.py",
+    "export/tensorrt/operators.json",
     "wan/vae.py",
     "wan/text.py",
     "stages/vae_runtime.py",
@@ -30,4 +32,4 @@ def _key(checkpoint: Checkpoint) -> str:
 def graphs(checkpoint) -> tuple[Path, dict]:
     """Their folder, and what the export found out about each."""
     opened = Checkpoint.open(checkpoint)
-    return GRAPHS, gpu_graphs.export_graphs(opened, GRAPHS, _key(opened), lambda text: None)
+    return GRAPHS, export_graphs(opened, GRAPHS, _key(opened), lambda text: None)

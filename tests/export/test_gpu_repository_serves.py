@@ -10,7 +10,7 @@ from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from export.paths import MODELS
 from export.placement import parse_placement
-from export.repository_gpu import gpu_config
+from export.repository import gpu_config
 from wan.checkpoint import Checkpoint
 
 

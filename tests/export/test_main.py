@@ -1,10 +1,21 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from export import __main__ as command
-from export import manifest
+from export import manifest, targets
+from export.dit.formats import DitWeights
+from export.dit.package import package
+from export.dit.precision import Precision
+from export.driver import export
+from export.options import Options
+from stages.artifacts import Artifacts
+from wan import fp8
+from wan.checkpoint import Checkpoint
 
 
 @pytest.fixture
@@ -12,39 +23,37 @@ def quick_target(monkeypatch):
     """A target that writes one file in no time; the real one runs for the whole suite in `repository`."""
     calls = []
 
-    def build(checkpoint, folder, denoise_instances, step):
-        folder.mkdir(parents=True)
-        (folder / "artifact").write_text(f"{len(calls)}")
-        step("artifact")
-        calls.append(denoise_instances)
-        if denoise_instances == 13:
+    def write(build):
+        (build.repository / "artifact").write_text(f"{len(calls)}")
+        calls.append(build.options.denoise_instances)
+        if calls[-1] == 13:
             raise OSError("disk full")
         return {"defaults": {}}
 
-    monkeypatch.setitem(command.TARGETS, "cpu", build)
+    monkeypatch.setitem(targets.TARGETS, "cpu", replace(targets.TARGETS["cpu"], steps={"artifact": write}))
     return calls
 
 
 def test_a_second_export_with_nothing_changed_does_nothing(checkpoint, repository):
     before = (repository / "manifest.json").stat().st_mtime_ns
-    assert not command.export(checkpoint, "cpu", repository, denoise_instances=2, report=lambda text: None)
+    assert not export(checkpoint, "cpu", repository, Options(denoise_instances=2), report=lambda text: None)
     assert (repository / "manifest.json").stat().st_mtime_ns == before
 
 
 def test_an_export_that_fails_leaves_the_old_repository_and_nothing_else(checkpoint, tmp_path, quick_target):
     out = tmp_path / "repository"
-    assert command.export(checkpoint, "cpu", out, report=lambda text: None)
+    assert export(checkpoint, "cpu", out, report=lambda text: None)
     with pytest.raises(OSError, match="disk full"):
-        command.export(checkpoint, "cpu", out, denoise_instances=13, report=lambda text: None)
+        export(checkpoint, "cpu", out, Options(denoise_instances=13), report=lambda text: None)
     assert (out / "artifact").read_text() == "0"
     assert {path.name for path in tmp_path.iterdir()} == {"repository", ".repository.lock"}
 
 
 def test_an_option_that_differs_exports_again_and_replaces_the_old_repository(checkpoint, tmp_path, quick_target):
     out, said = tmp_path / "repository", []
-    command.export(checkpoint, "cpu", out, report=said.append)
+    export(checkpoint, "cpu", out, report=said.append)
     (out / "stale").touch()
-    assert command.export(checkpoint, "cpu", out, denoise_instances=2, report=said.append)
+    assert export(checkpoint, "cpu", out, Options(denoise_instances=2), report=said.append)
     assert quick_target == [1, 2]
     assert not (out / "stale").exists()
     assert any("an option has changed" in line for line in said)
@@ -74,6 +83,68 @@ def test_the_manifest_tells_source_sizes_precision_and_parity(checkpoint, reposi
     assert manifest.sha256_file(repository / hashed) == written["artifacts"][hashed]["sha256"]
 
 
+@pytest.mark.parametrize("option", sorted(targets.TARGETS["gpu"].options - targets.TARGETS["cpu"].options))
+def test_an_option_that_the_target_would_ignore_is_refused_by_name(option, checkpoint, tmp_path, capsys):
+    flag, out = "--" + option.replace("_", "-"), tmp_path / "out"
+    switch = option in ("no_quality", "weight_streaming", "version_compatible")
+    value = {"precision": "nonsense", "hardware_compatibility": "none", "placement": "auto"}.get(option, "1")
+    assert command.main([str(checkpoint), "--out", str(out), flag, *([] if switch else [value])]) == 1
+    assert f"error: {flag} means nothing to --target cpu; allowed with it: --denoise-instances, --dit, --lora" in (
+        capsys.readouterr().err
+    )
+    assert not out.exists()
+
+
+def test_the_targets_know_exactly_the_options_of_the_command_line():
+    known = set.union(*(set(target.options) for target in targets.TARGETS.values()))
+    assert known == set(vars(command._parser().parse_args(["c"]))) - command.OF_EVERY_TARGET
+
+
+def test_a_lora_that_is_not_there_is_refused(checkpoint, tmp_path, capsys):
+    assert command.main([str(checkpoint), "--out", str(tmp_path / "out"), "--lora", "/no/such"]) == 1
+    assert "/no/such is not a readable safetensors file" in capsys.readouterr().err
+
+
+@pytest.fixture
+def without_graphs(monkeypatch):
+    """The CPU target without its slow step, which says nothing of the DiT."""
+    cpu = targets.TARGETS["cpu"]
+    steps = {name: step for name, step in cpu.steps.items() if name not in ("ONNX graphs", "preview colours")}
+    monkeypatch.setitem(targets.TARGETS, "cpu", replace(cpu, steps=steps))
+
+
+@pytest.mark.usefixtures("without_graphs")
+def test_loras_are_merged_into_the_dit_that_a_cpu_serves(checkpoint, tmp_path):
+    name, out, lora = "blocks.0.ffn.0", tmp_path / "out", tmp_path / "style.safetensors"
+    before = fp8.load_dit(Checkpoint.open(checkpoint)).state_dict()
+    rows, columns = before[f"{name}.weight"].shape
+    save_file({f"{name}.lora_up.weight": torch.ones(rows, 1), f"{name}.lora_down.weight": torch.ones(1, columns)}, lora)
+    assert command.main([str(checkpoint), "--out", str(out), "--lora", f"{lora}=0.25"]) == 0
+    place = {"model_repository": str(out / "denoise"), "model_version": "1", "model_name": "denoise"}
+    served = Checkpoint.open(Artifacts.open(place)["checkpoint"])
+    after = fp8.load_dit(served).state_dict()
+    assert torch.equal(after[f"{name}.weight"], before[f"{name}.weight"] + 0.25)
+    assert [key for key in before if not torch.equal(before[key], after[key])] == [f"{name}.weight"]
+    assert (served.grid, served.defaults) == (Checkpoint.open(checkpoint).grid, Checkpoint.open(checkpoint).defaults)
+    merged = manifest.read(out)
+    assert merged["dit_package"]["loras"] == [{"file": lora.name, "strength": 0.25, "parameters": 1}]
+    assert command.main([str(checkpoint), "--out", str(out)]) == 0
+    plain = manifest.read(out)
+    assert plain["model"] != merged["model"]  # a step saved with the LoRA is not continued without it
+    assert plain["source"]["sha256"] == merged["source"]["sha256"]
+
+
+@pytest.mark.usefixtures("without_graphs")
+def test_another_dit_takes_the_place_of_the_checkpoints_own(checkpoint, tmp_path):
+    other, out = tmp_path / "other", tmp_path / "out"
+    source = Checkpoint.open(checkpoint)
+    package(source, DitWeights(source.dit_tensors()), other, Precision("fp8"), [], "r")
+    assert command.main([str(checkpoint), "--out", str(out), "--dit", str(other / "transformer")]) == 0
+    ours, own = (Checkpoint.open(p).load_dit().state_dict() for p in (out / "denoise" / "1" / "checkpoint", checkpoint))
+    name = "blocks.0.ffn.0.weight"
+    assert torch.equal(ours[name], fp8.dequantize(*fp8.quantize_rows(own[name])))
+
+
 def test_the_dit_is_packaged_as_it_was(checkpoint, repository):
     package = repository / "denoise" / "1" / "checkpoint" / "transformer"
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
@@ -81,8 +152,6 @@ def test_the_dit_is_packaged_as_it_was(checkpoint, repository):
 
 
 def test_a_checkpoint_whose_text_encoder_does_not_fit_its_dit_is_refused(checkpoint, tmp_path, capsys):
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(checkpoint, tmp_path / "checkpoint")
     file = tmp_path / "checkpoint" / "text_encoder" / "model.safetensors"
     save_file(

@@ -1,6 +1,7 @@
 import pytest
 
 from export import memory
+from export.dit.precision import Precision
 from export.placement import (
     GIB,
     Gpu,
@@ -12,8 +13,7 @@ from export.placement import (
     parse_gpus,
     parse_placement,
 )
-from export.precision import Precision
-from export.vae_cache import CacheSlot, decoder_slots, encoder_slots
+from export.tensorrt.vae_cache import CacheSlot, decoder_slots, encoder_slots
 from wan.config import DiTConfig, TextConfig, VAEConfig
 
 NEEDS = {"text_encoder": 12 * GIB, "denoise": 40 * GIB, "vae_decoder": 14 * GIB}

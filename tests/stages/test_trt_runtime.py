@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 import torch
 
-from export.sizes import Sizes, vae_profiles
-from export.vae_cache import decoder_slots
+from export.tensorrt.sizes import Sizes, vae_profiles
+from export.tensorrt.vae_cache import decoder_slots
 from stages.trt_runtime import FIRST_PLAN, NEXT_PLAN, TrtVae
 from stages.vae_runtime import decode
 from wan.checkpoint import Checkpoint

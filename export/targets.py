@@ -1,0 +1,236 @@
+"""What each `--target` is: named steps in order, each of which leaves its part of the manifest, and the options it takes.
+
+To add a target, add a row to TARGETS. Steps share the working directory, so that one may read what another wrote.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import prod
+
+import torch
+from tqdm import tqdm
+
+from export import paths
+from export.build import Build
+from export.dit import package
+from export.dit.precision import Precision
+from export.dit.quality import measure, plot_errors
+from export.manifest import sha256_file
+from export.onnx.checks import parity
+from export.onnx.graphs import Graph, decoder_graphs, text_encoder_graph, write
+from export.preview_projection import fit_projection
+from export.repository import render, render_gpu
+from export.tensorrt import graphs, plans
+from export.tensorrt.builder import load_tensorrt
+from export.tensorrt.vae_cache import decoder_slots
+from stages.artifacts import ArtifactError
+from stages.plans import check_plan
+from stages.trt_runtime import import_tensorrt
+from wan.text import TEXT_LENGTH
+
+Step = Callable[[Build], dict]
+ERROR_PLOT = "fp8_errors.png"
+COPIED_FORMATS = ("float", "rows")  # which the denoise stage reads as they are
+
+
+@dataclass(frozen=True)
+class Target:
+    """One value of `--target`."""
+
+    steps: dict[str, Step]
+    options: frozenset[str]  # of the command line, beside those of every target
+    code: tuple[str, ...]  # packages under export/ whose change makes it export again
+    described: Callable[[Build], dict]  # the options that decide what is written
+    placed: bool = False  # on GPUs, with a look at their memory first
+    resumable: bool = False  # the working directory survives an interruption, and the next run continues there
+    fits: Callable[[dict, Callable[[str], None]], bool] = lambda manifest, report: (
+        True
+    )  # a finished one fits this machine
+
+
+def configurations(build: Build) -> dict:
+    render(build.repository, build.template_values())
+    return {"instances": {"denoise": build.options.denoise_instances}}
+
+
+def gpu_configurations(build: Build) -> dict:
+    placement = build.placement
+    render_gpu(build.repository, build.template_values(), placement)
+    return {
+        "instances": {stage: len(at) * placement.instances(stage) for stage, at in placement.gpus.items()},
+        "placement": {stage: list(at) for stage, at in placement.gpus.items()},
+        "memory": {stage: asdict(needs) | {"total": needs.total} for stage, needs in build.memory.items()},
+    }
+
+
+def tokenizer(build: Build) -> dict:
+    shutil.copytree(build.checkpoint.tokenizer_directory, paths.tokenizer(build.repository), dirs_exist_ok=True)
+    return {}
+
+
+def float32_graphs(build: Build) -> dict:
+    """Text encoder and VAE decoder, in the places where ONNX Runtime reads them."""
+    encoder = text_encoder_graph(build.checkpoint.load_text_encoder(), build.text.vocab_size)
+    return {"parity": _written(build, "text_encoder", [encoder]) | _written(build, "vae_decoder", _decoder(build))}
+
+
+def _decoder(build: Build) -> list[Graph]:
+    return decoder_graphs(build.checkpoint.load_vae())
+
+
+def _written(build: Build, model: str, made: list[Graph]) -> dict:
+    compared = {}
+    for graph in made:
+        build.say(f"{model}/{graph.file}")
+        path = write(graph, paths.version(build.repository, model))
+        build.say(f"{model}/{graph.file} against PyTorch")
+        compared[f"{model}/{graph.file}"] = parity(graph, path, graph)
+    return compared
+
+
+def bf16_graphs(build: Build) -> dict:
+    results = graphs.export_graphs(build.checkpoint, build.graphs, build.key(), build.say)
+    return {"graphs": results, "parity": {name: result["parity"] for name, result in results.items()}}
+
+
+def dit(build: Build) -> dict:
+    """The DiT as it is; written in float32 where LoRAs or another file change it, or its format is not read here."""
+    if build.loras or build.options.dit or build.weights.format not in COPIED_FORMATS:
+        return {"dit_package": _packaged(build, None)}
+    package.copy_dit(build.checkpoint, paths.dit_checkpoint(build.repository))
+    return {}
+
+
+def quantised_dit(build: Build) -> dict:
+    """The DiT in the precision that was asked for, with what that costs."""
+    folder = paths.dit_checkpoint(build.repository)
+    file = folder / package.PRECISION_FILE
+    described = build.journal.step("DiT package", [file], lambda: _packaged(build, build.options.precision))
+
+    def quality() -> dict:
+        if not build.options.quality:
+            return {"skipped": "--no-quality"}
+        return measure(build.checkpoint, build.weights, build.loras, folder, build.say)
+
+    return {"dit_package": described | {"quality": build.journal.step("quality", [], quality)}}
+
+
+def _packaged(build: Build, precision: Precision | None) -> dict:
+    build.say(f"DiT weights in {precision.preset if precision else 'float32'}")
+    folder = paths.dit_checkpoint(build.repository)
+    elements = sum(prod(build.weights.shape(name)) for name in build.weights.names)
+    with tqdm(total=elements, unit="el", unit_scale=True, desc="DiT", leave=False, disable=None) as bar:
+        recipe = precision, build.loras, build.key(*build.recipe)
+        described = package.package(
+            build.checkpoint, build.weights, folder, *recipe, progress=lambda name, count: bar.update(count)
+        )
+    if described["errors"]:
+        plot_errors(folder / package.ERRORS_FILE, folder / ERROR_PLOT)
+    return described
+
+
+def preview(build: Build) -> dict:
+    return {"preview": build.journal.step("preview", [], lambda: fit_projection(build.checkpoint.load_vae()))}
+
+
+def tensorrt_plans(build: Build) -> dict:
+    """Raises TensorRTMissing, with the command that continues, where nothing but the plans is left to build."""
+    trt = load_tensorrt(build.command)
+    options, cache = build.options.plan, build.graphs / "timing.cache"
+    jobs = plans.jobs(build.repository, build.graphs, build.sizes, build.vae, options, cache)
+    return {"plans": plans.build_plans(trt, jobs, build.placement, build.journal, build.say)}
+
+
+def description(build: Build) -> dict:
+    """What the stages need to know of the checkpoint."""
+    vae = build.vae
+    strides = {"spatial_stride": vae.spatial_stride, "temporal_stride": vae.temporal_stride}
+    return {
+        "defaults": asdict(build.checkpoint.defaults),
+        "caches": sorted(build.checkpoint.caches),
+        "text": {"length": TEXT_LENGTH, "dim": build.text.d_model},
+        "vae": {"z_dim": vae.z_dim} | strides,
+        "dit": asdict(build.dit),
+        "precision": {"text_encoder": "float32", "denoise": "float32", "vae_decoder": "float32"},
+        "model": build.model,
+    }
+
+
+def gpu_description(build: Build) -> dict:
+    described, slots = description(build), decoder_slots(build.vae)
+    cache = [[slot.channels, slot.frames, slot.scale] for slot in slots]
+    denoise = build.options.precision.preset
+    return described | {
+        "vae": described["vae"] | {"cache": cache},
+        "sizes": build.sizes.described(),
+        "precision": {"text_encoder": "bfloat16", "denoise": denoise, "vae_decoder": "bfloat16"},
+    }
+
+
+def _cpu_options(build: Build) -> dict:
+    """LoRAs count by content; another DiT is part of the source."""
+    loras = [{"sha256": sha256_file(path), "strength": strength} for path, strength in build.options.loras]
+    return {"denoise_instances": build.options.denoise_instances, "loras": loras}
+
+
+def _gpu_options(build: Build) -> dict:
+    options, names = build.options, ("sizes", "size_range", "max_frames", "quality")
+    nested = {"precision": asdict(options.precision), "plan": asdict(options.plan)}
+    placement = {stage: list(at) for stage, at in build.placement.gpus.items()}
+    return _cpu_options(build) | {name: getattr(options, name) for name in names} | nested | {"placement": placement}
+
+
+def _plans_fit(manifest: dict, report: Callable[[str], None]) -> bool:
+    """Whether the plans of a finished repository run here; on a machine without TensorRT or a GPU nothing says they do not."""
+    try:
+        trt = import_tensorrt()
+    except ImportError:
+        return True
+    if not torch.cuda.is_available():
+        return True
+    try:
+        for name, plan in manifest["plans"].items():
+            check_plan(name, plan, trt.__version__, torch.cuda.get_device_capability(), "building it again")
+    except ArtifactError as error:
+        report(str(error))
+        return False
+    return True
+
+
+TARGETS = {
+    "cpu": Target(
+        steps={
+            "configurations": configurations,
+            "tokenizer": tokenizer,
+            "ONNX graphs": float32_graphs,
+            "DiT weights": dit,
+            "preview colours": preview,
+            "description": description,
+        },
+        options=frozenset({"denoise_instances", "dit", "lora"}),
+        code=("*.py", "onnx/*.py", "dit/*.py"),
+        described=_cpu_options,
+    ),
+    "gpu": Target(
+        steps={
+            "configurations": gpu_configurations,
+            "tokenizer": tokenizer,
+            "ONNX graphs": bf16_graphs,
+            "DiT package": quantised_dit,
+            "preview colours": preview,
+            "TensorRT plans": tensorrt_plans,
+            "description": gpu_description,
+        },
+        options=frozenset(
+            {"denoise_instances", "dit", "lora", "precision", "keep_first", "keep_last", "no_quality", "placement"}
+            | {"gpus", "sizes", "size_range", "max_frames", "workspace_gib", "optimization_level", "weight_streaming"}
+            | {"version_compatible", "hardware_compatibility"}
+        ),
+        code=("**/*.py", "tensorrt/operators.json"),
+        described=_gpu_options,
+        placed=True,
+        resumable=True,
+        fits=_plans_fit,
+    ),
+}
