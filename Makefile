@@ -31,7 +31,7 @@ test: .venv/test.stamp  ## the whole suite
 	$(BIN)/python -m pytest
 
 bench: .venv/test.stamp  ## ours against diffusers on this machine
-	$(BIN)/python -m loadtest.bench
+	$(BIN)/python -m loadtest bench
 
 tiny: .venv/test.stamp  ## train models/tiny again (hours on two cores)
 	$(BIN)/python -m tiny.train_text

@@ -11,8 +11,8 @@ from statistics import median
 
 import torch
 
+from loadtest.base.inputs import LoadTestError
 from loadtest.bench.cases import Case, dit_flops
-from loadtest.errors import LoadTestError
 
 
 class Process:

@@ -1,4 +1,4 @@
-"""One side of a comparison in a process of its own: `python -m loadtest.bench.worker SIDE CASE` obeys lines on stdin.
+"""One side of a comparison in a process of its own: `python -m loadtest bench.worker SIDE CASE` obeys lines on stdin.
 
 run: run once, answer {"seconds", "cpu_seconds"}. flops: the operations of one run, counted by PyTorch. peak: the machine's best
 matrix product. save PATH: store the last result. memory: peak memory of the runs. One JSON line answers each.
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from loadtest.bench.cases import Case
-from loadtest.bench.sides import SIDES
+from loadtest.bench.implementations import SIDES
 
 PEAK_SIZE = {"cpu": 2048, "cuda": 8192}
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from loadtest.errors import LoadTestError
+from loadtest.base.inputs import LoadTestError
 from loadtest.quality.evaluate import Row
 
 FLOORS_FILE = Path(__file__).with_name("floors.json")

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from loadtest.plots import PALETTE, Chart, Layer
+from loadtest.base.charts import PALETTE, Chart, Layer
 from loadtest.quality.evaluate import Row
 
 STYLE = (

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from loadtest.errors import LoadTestError
+from loadtest.base.inputs import LoadTestError
 from wan.optimize import Options
 from wan.request import CACHES
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from loadtest.simulate.scaling import ScalingPolicy, replicas_for
+from loadtest.fleet.scaling import ScalingPolicy, replicas_for
 from service.cost import CostModel
 from tests.k8s.prometheus import Prometheus, free_port
 from tests.k8s.rendering import K8S, ROOT, container

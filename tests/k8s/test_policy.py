@@ -5,7 +5,7 @@ import re
 import pytest
 
 from export.placement import parse_placement
-from loadtest.simulate.scaling import ScalingPolicy
+from loadtest.fleet.scaling import ScalingPolicy
 from service.drain import parse_arguments as drain_arguments
 from tests.k8s.rendering import (
     GPU_SERVING,

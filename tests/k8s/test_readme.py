@@ -5,12 +5,12 @@ import shlex
 
 import pytest
 
-from loadtest.simulate.fleet import Fleet, FleetOptions
-from loadtest.simulate.mix import DEFAULT_MIX, parse_mix
-from loadtest.simulate.report import summarise
-from loadtest.simulate.rules import OURS, rules
-from loadtest.simulate.scaling import ScalingPolicy
-from loadtest.simulate.trace import make_trace
+from loadtest.fleet.fleet import Fleet, FleetOptions
+from loadtest.fleet.mix import DEFAULT_MIX, parse_mix
+from loadtest.fleet.report import summarise
+from loadtest.fleet.rules import OURS, rules
+from loadtest.fleet.scaling import ScalingPolicy
+from loadtest.fleet.trace import make_trace
 from tests.k8s.rendering import K8S, OVERLAYS, ROOT, SERVING, named, of_kind
 
 README = (K8S / "README.md").read_text()

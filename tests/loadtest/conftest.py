@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.profile import Profile
+from loadtest.traffic.profile import Profile
 
 HERE = Path(__file__).parent
 

@@ -14,11 +14,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.arrivals import schedule
-from loadtest.profile import Profile
-from loadtest.record import Record, Result
-from loadtest.session import run_profile
-from loadtest.stats import block_bootstrap, interval, lindley, md1_wait, mean, percentile
+from loadtest.base.stats import block_bootstrap, interval, mean, percentile
+from loadtest.traffic.profile import Profile, schedule
+from loadtest.traffic.record import Record, Result
+from loadtest.traffic.session import run_profile
+from tests.loadtest.queue_theory import lindley, md1_wait
 
 STANDIN = Path(__file__).with_name("standin.py")
 TOLERANCE = 0.05
@@ -131,10 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
         load = (given.service, given.utilisation, given.requests)
-        opened = run_profile(open_loop(url, *load, typical_seed(*load)), quiet=True)
-        closed = run_profile(
-            closed_loop(url, given.service, given.utilisation, max(1, given.requests // 20)), quiet=True
-        )
+        opened = run_profile(open_loop(url, *load, typical_seed(*load)))
+        closed = run_profile(closed_loop(url, given.service, given.utilisation, max(1, given.requests // 20)))
         server.stdin.close()
     found = compare(opened, given.utilisation)
     print("\n".join(report(found, opened, closed)))

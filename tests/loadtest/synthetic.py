@@ -2,12 +2,10 @@
 
 import random
 
-from loadtest.arrivals import schedule
-from loadtest.profile import Profile
-from loadtest.record import Record, Result
-from loadtest.slo import judge
-from loadtest.stats import lindley
-from loadtest.summary import summarise
+from loadtest.traffic.profile import Profile, schedule
+from loadtest.traffic.record import Record, Result
+from loadtest.traffic.summary import judge, summarise
+from tests.loadtest.queue_theory import lindley
 
 
 def synthetic(profile: Profile, service: float, scatter: float = 0.0, fail_every: int = 0) -> Result:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtest.databases import Postgres, find_binaries
+from loadtest.base.databases import Postgres, find_binaries
 from service.store import JobStore
 
 

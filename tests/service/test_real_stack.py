@@ -1,14 +1,14 @@
 """The whole service with a real Triton server, PostgreSQL and BentoML: videos, cancels, and parts that are killed.
 
-A small version of `python -m loadtest.faults` and `python -m loadtest.cancel`, which take ten points of a job's life and twenty
+A small version of `python -m loadtest faults` and `python -m loadtest cancel`, which take ten points of a job's life and twenty
 cancels.
 """
 
 import httpx
 import pytest
 
-from loadtest import cancel, faults
-from loadtest.databases import find_binaries
+from loadtest.base.databases import find_binaries
+from loadtest.drills import cancel, faults
 
 
 @pytest.fixture(scope="module")

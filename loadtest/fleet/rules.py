@@ -1,0 +1,87 @@
+"""The scaling rules that are compared: each maps what Prometheus shows to a raw number of replicas."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from loadtest.fleet.scaling import TOLERANCE, ScalingPolicy, desired_replicas, replicas_for
+
+
+@dataclass(frozen=True)
+class State:
+    """What the metrics say at one moment."""
+
+    now: float
+    queued: int  # jobs that nobody runs yet
+    running: int
+    backlog: float  # predicted GPU-seconds left, queued plus running
+    ready: int  # replicas past their cold start and not draining
+    busy: int
+
+
+Rule = Callable[[State, int], int]
+
+
+def predicted_gpu_seconds(policy: ScalingPolicy, target: float) -> Rule:
+    """The rule of the manifests: a replica for every `target` predicted GPU-seconds, and one for every busy slot."""
+    policy = policy.resized(seconds_per_replica=target)
+    return lambda state, current: replicas_for(state.backlog, state.running, policy, current)
+
+
+def without_floor(target: float) -> Rule:
+    """Predicted GPU-seconds alone, as if a GPU whose job is nearly done were nearly free."""
+    return lambda state, current: desired_replicas(state.backlog, target, current)
+
+
+def jobs(target: float) -> Rule:
+    """One replica for every `target` jobs, waiting or running: what is left without a cost model."""
+    return lambda state, current: desired_replicas(state.queued + state.running, target, current)
+
+
+def queue_length(target: float) -> Rule:
+    """One replica for every `target` waiting jobs: scaling on `nv_inference_pending_request_count` or a broker's depth."""
+    return lambda state, current: desired_replicas(state.queued, target, current)
+
+
+def gpu_utilisation(target: float) -> Rule:
+    """Mean utilisation held at `target` (0..1); a replica that is not ready counts as 0 where that damps a scale-up."""
+
+    def rule(state: State, current: int) -> int:
+        # Without a pod there is no GPU to be measured: something else must keep one alive.
+        if not state.ready:
+            return max(current, 1)
+        ratio = state.busy / state.ready / target
+        if ratio > 1 and current > state.ready:
+            # As the HPA does it: missing pods must not turn a scale-up into a scale-down.
+            ratio = max(state.busy / current / target, 1.0)
+        if abs(ratio - 1) <= TOLERANCE:
+            return current
+        return math.ceil(ratio * (current if ratio > 1 else state.ready))
+
+    return rule
+
+
+@dataclass(frozen=True)
+class RuleKind:
+    """A rule, the target it is usually given, and the targets that its frontier is drawn from."""
+
+    make: Callable[[float], Rule]
+    target: float
+    sweep: tuple[float, ...]
+
+
+OURS = "predicted GPU-seconds"
+FACTORS = (0.5, 0.75, 1, 1.5, 2, 3, 4)
+
+
+def rules(policy: ScalingPolicy) -> dict[str, RuleKind]:
+    """All rules; ours takes its target from the manifest."""
+    target = policy.seconds_per_replica
+    return {
+        OURS: RuleKind(partial(predicted_gpu_seconds, policy), target, tuple(target * f for f in FACTORS)),
+        "without busy floor": RuleKind(without_floor, target, tuple(target * f for f in FACTORS)),
+        "jobs": RuleKind(jobs, 1, (0.6, 0.8, 1, 1.5, 2, 3, 4)),
+        "queue length": RuleKind(queue_length, 1, (0.1, 0.25, 0.5, 1, 2, 4)),
+        "GPU utilisation": RuleKind(gpu_utilisation, 0.8, (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
+    }

@@ -1,0 +1,164 @@
+"""The replica formula, read from the manifests, and what the HorizontalPodAutoscaler makes of it.
+
+Sources: kubernetes/kubernetes pkg/controller/podautoscaler/{replica_calculator,horizontal}.go.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from loadtest.base.inputs import ProfileError
+
+MANIFEST = Path(__file__).parents[2] / "k8s/components/autoscale-keda/scaled-object.yaml"
+TOLERANCE = 0.1  # kube-controller-manager --horizontal-pod-autoscaler-tolerance
+SYNC_SECONDS = 15.0  # kube-controller-manager --horizontal-pod-autoscaler-sync-period
+
+
+def desired_replicas(total: float, per_replica: float, current: int) -> int:
+    """Replicas that an AverageValue target asks for: ceil(total / per_replica), or `current` if that is within 10 %."""
+    if current and abs(total / (per_replica * current) - 1) <= TOLERANCE:
+        return current
+    return math.ceil(total / per_replica)
+
+
+def replicas_for(backlog: float, busy: int, policy: "ScalingPolicy", current: int) -> int:
+    """The documented formula: enough replicas for the backlog (GPU-seconds), never fewer than the busy ones."""
+    return max(
+        desired_replicas(backlog, policy.seconds_per_replica, current),
+        desired_replicas(busy, policy.slots_per_replica, current),
+    )
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One policy of `behavior`: at most `value` pods, or per cent, in `seconds`."""
+
+    percent: bool
+    value: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ScalingPolicy:
+    """Everything that decides the number of replicas, as the manifests state it (seconds, GPU-seconds)."""
+
+    backlog_query: str
+    busy_query: str
+    seconds_per_replica: float
+    slots_per_replica: float
+    min_replicas: int
+    max_replicas: int
+    cooldown: float  # idle time before the step from one replica to none
+    up_window: float
+    up_limits: tuple[Limit, ...]
+    down_window: float
+    down_limits: tuple[Limit, ...]
+
+    @classmethod
+    def from_manifest(cls, path: Path = MANIFEST) -> "ScalingPolicy":
+        """Read a ScaledObject; raises ProfileError naming the file if it does not hold one that can be simulated."""
+        try:
+            documents = [d for d in yaml.safe_load_all(Path(path).read_text()) if d and d.get("kind") == "ScaledObject"]
+        except (OSError, yaml.YAMLError) as problem:
+            raise ProfileError(f"manifest {path}: {problem}") from None
+        if not documents:
+            raise ProfileError(
+                f"{path} holds no ScaledObject; pass the file of an autoscale-keda component or a rendered overlay"
+            )
+        spec = documents[0]["spec"]
+        triggers = {
+            trigger.get("name"): trigger["metadata"] for trigger in spec["triggers"] if trigger["type"] == "prometheus"
+        }
+        if set(triggers) != {"backlog", "busy"}:
+            raise ProfileError(f"{path} has the triggers {sorted(map(str, triggers))}; needed: backlog and busy")
+        behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+        return cls(
+            backlog_query=triggers["backlog"]["query"],
+            busy_query=triggers["busy"]["query"],
+            seconds_per_replica=float(triggers["backlog"]["threshold"]),
+            slots_per_replica=float(triggers["busy"]["threshold"]),
+            min_replicas=spec["minReplicaCount"],
+            max_replicas=spec["maxReplicaCount"],
+            cooldown=float(spec["cooldownPeriod"]),
+            up_window=float(behavior["scaleUp"]["stabilizationWindowSeconds"]),
+            up_limits=_limits(behavior["scaleUp"]),
+            down_window=float(behavior["scaleDown"]["stabilizationWindowSeconds"]),
+            down_limits=_limits(behavior["scaleDown"]),
+        )
+
+    def resized(self, **changes) -> "ScalingPolicy":
+        return replace(self, **changes)
+
+
+def _limits(rules: dict) -> tuple[Limit, ...]:
+    if rules.get("selectPolicy", "Max") != "Max":
+        raise ProfileError(f"selectPolicy is {rules['selectPolicy']!r}; the simulator knows Max only")
+    return tuple(Limit(p["type"] == "Percent", p["value"], float(p["periodSeconds"])) for p in rules["policies"])
+
+
+class Autoscaler:
+    """The HorizontalPodAutoscaler's memory: stabilisation windows, rate limits, KEDA's step to and from zero."""
+
+    def __init__(self, policy: ScalingPolicy):
+        self.policy = policy
+        self._wanted: deque[tuple[float, int]] = deque()  # recommendations inside the longest window
+        self._changes: deque[tuple[float, int]] = deque()
+        self._last_active = 0.0
+
+    def decide(self, now: float, current: int, wanted: int, active: bool) -> int:
+        """Replicas from now on, of `current`; `wanted` is the raw recommendation, `active` says whether any work exists."""
+        policy = self.policy
+        if active:
+            self._last_active = now
+        if current == 0:
+            return max(1, policy.min_replicas) if active else policy.min_replicas
+        if not active and policy.min_replicas == 0 and now - self._last_active >= policy.cooldown and current == 1:
+            return 0
+        wanted = min(max(wanted, policy.min_replicas, 1), policy.max_replicas)
+        target = self._stabilised(now, current, wanted)
+        if target > current:
+            target = min(target, self._ceiling(now, current))
+        elif target < current:
+            target = max(target, self._floor(now, current))
+        if target != current:
+            self._changes.append((now, target - current))
+        return target
+
+    def _stabilised(self, now: float, current: int, wanted: int) -> int:
+        policy = self.policy
+        while self._wanted and self._wanted[0][0] < now - max(policy.up_window, policy.down_window):
+            self._wanted.popleft()
+        # Equal neighbours are kept once, at their latest time, so that a long window stays short.
+        if len(self._wanted) > 1 and self._wanted[-1][1] == wanted:
+            self._wanted.pop()
+        self._wanted.append((now, wanted))
+        down_to = max(value for time, value in self._wanted if time >= now - policy.down_window)
+        up_to = min(value for time, value in self._wanted if time >= now - policy.up_window)
+        return min(max(current, up_to), down_to)
+
+    def _changed_since(self, start: float) -> int:
+        return sum(change for time, change in self._changes if time >= start)
+
+    def _ceiling(self, now: float, current: int) -> int:
+        self._forget(now)
+        tops = []
+        for limit in self.policy.up_limits:
+            before = current - self._changed_since(now - limit.seconds)
+            tops.append(math.ceil(before * (1 + limit.value / 100)) if limit.percent else before + limit.value)
+        return max(*tops, current) if tops else self.policy.max_replicas
+
+    def _floor(self, now: float, current: int) -> int:
+        self._forget(now)
+        bottoms = []
+        for limit in self.policy.down_limits:
+            before = current - self._changed_since(now - limit.seconds)
+            bottoms.append(int(before * (1 - limit.value / 100)) if limit.percent else before - limit.value)
+        return min(*bottoms, current) if bottoms else 0
+
+    def _forget(self, now: float) -> None:
+        longest = max((limit.seconds for limit in self.policy.up_limits + self.policy.down_limits), default=0)
+        while self._changes and self._changes[0][0] < now - longest:
+            self._changes.popleft()

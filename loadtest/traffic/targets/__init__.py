@@ -1,0 +1,1 @@
+"""Where load can go: the public HTTP API, or Triton's ensemble by gRPC and HTTP."""
