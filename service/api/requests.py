@@ -87,7 +87,9 @@ class VideoRequest(BaseModel):
     guidance_end: float | None = Field(
         None, ge=0, le=1, description="Share of the steps after which guidance is off; 1 keeps it to the end."
     )
-    priority: Literal["high", "normal", "low"] = "normal"
+    priority: Literal["high", "normal", "low"] = Field(
+        "normal", description="If left out: normal, or the highest that the key may use."
+    )
     deadline_seconds: float | None = Field(
         None, gt=0, le=7 * 86400, description="Refuse the job at once if the video cannot be there in this time."
     )
