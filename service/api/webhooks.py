@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 import json
 import logging
+import re
 import socket
 import time
 
@@ -22,6 +23,9 @@ from service.store.outbox import Delivery
 
 logger = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 10.0
+LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a name that ends so is read as an IPv4 address: 127.1, 0x7f.1
+PRIVATE_DOMAINS = ("localhost", "local", "internal")
 
 
 class RefusedAddress(Exception):
@@ -30,29 +34,27 @@ class RefusedAddress(Exception):
 
 def check_url(url: str, allow_private: bool) -> None:
     """Refuse at submission what could never be called."""
-    allowed = "http(s)://HOST/PATH on the public internet, without user name"
     try:
         parsed = httpx.URL(url)
-        port_ok = parsed.port is None or 0 < parsed.port < 65536
-    except (httpx.InvalidURL, ValueError):
-        raise InvalidRequest("webhook_url", url, allowed) from None
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or not port_ok:
-        raise InvalidRequest("webhook_url", url, allowed)
-    if allow_private:
-        return
-    host = parsed.host.rstrip(".").lower()
-    if (
-        host == "localhost"
-        or host.endswith((".localhost", ".local", ".internal"))
-        or ("." not in host and ":" not in host)
-    ):
-        raise InvalidRequest("webhook_url", url, allowed)
+        host = parsed.raw_host.decode().rstrip(".").lower()
+        complete = parsed.scheme in ("http", "https") and bool(parsed.host) and not parsed.userinfo
+        callable_ = complete and (parsed.port is None or 0 < parsed.port < 65536) and _callable(host, allow_private)
+    except (httpx.InvalidURL, ValueError):  # a malformed international name is a ValueError
+        callable_ = False
+    if not callable_:
+        raise InvalidRequest("webhook_url", url, "http(s)://HOST/PATH on the public internet, without user name")
+
+
+def _callable(host: str, allow_private: bool) -> bool:
     try:
         literal = ipaddress.ip_address(host)
     except ValueError:
-        return  # a name; its addresses are checked when it is called
-    if not public(literal):
-        raise InvalidRequest("webhook_url", url, allowed)
+        labels = host.split(".")
+        if len(host) > 253 or not all(LABEL.fullmatch(label) for label in labels) or NUMBER.fullmatch(labels[-1]):
+            return False
+        # the addresses of a name are checked when it is called
+        return allow_private or (len(labels) > 1 and labels[-1] not in PRIVATE_DOMAINS)
+    return allow_private or public(literal)
 
 
 # IPv6 networks whose addresses stand for an IPv4 address, and where in them its 32 bits are.
