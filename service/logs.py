@@ -1,4 +1,4 @@
-"""JSON logs on stderr, one object a line, with the job they belong to; prompts only as a hash unless switched on."""
+"""JSON logs on stderr, one object a line, with the job and the request they belong to; prompts only as a hash unless switched on."""
 
 import contextvars
 import hashlib
@@ -8,6 +8,7 @@ import sys
 import time
 
 job_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("wan_job_id", default=None)
+request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("wan_request_id", default=None)
 _PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -24,6 +25,8 @@ class JsonFormatter(logging.Formatter):
         }
         if job_id.get():
             line["job"] = job_id.get()
+        if request_id.get():
+            line["request"] = request_id.get()
         line |= {name: value for name, value in vars(record).items() if name not in _PLAIN}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     api_keys: str = ""  # "name:sha256,name:sha256"
     api_keys_file: Path | None = None  # JSON list, see service/apikeys.py
     requests_per_minute: int = Field(0, ge=0)  # per key; 0: no limit
+    wrong_keys_per_minute: int = Field(20, ge=1)  # from one client address, see service/api/guessing.py
+    max_streams: int = Field(2000, ge=1)  # event streams of one gateway; a key may hold half of them
     webhook_secret: str = ""
     webhook_allow_private: bool = False
     webhook_attempts: int = Field(8, ge=1, le=20)

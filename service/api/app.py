@@ -11,9 +11,9 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from service.api import videos
+from service.api import problems, videos
 from service.api.gateway import Gateway
-from service.api.http_metrics import CountRequests
+from service.api.guard import Guard
 from service.errors import InvalidRequest, MethodNotAllowed, NotFound, ServiceError
 from service.logs import setup
 from service.settings import Settings
@@ -25,7 +25,6 @@ WEB = Path(__file__).parent.parent / "web"
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
-    "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
@@ -50,7 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.gateway = Gateway(settings)
-    app.add_middleware(CountRequests)
+    app.add_middleware(Guard, gateway=app.state.gateway)
     app.include_router(videos.router)
     _add_errors(app)
     _add_page(app)
@@ -60,12 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError):
-        headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
-        if error.status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-        if error.status >= 500:
-            logger.warning("request failed", extra={"path": request.url.path, "reason": str(error)})
-        return JSONResponse(error.envelope(), error.status, headers)
+        return problems.answer(error, request.url.path)
 
     @app.exception_handler(RequestValidationError)
     async def bad_parameter(request: Request, error: RequestValidationError):
@@ -80,10 +74,7 @@ def _add_errors(app: FastAPI) -> None:
         elif error.status_code == 404:
             answer = await service_error(request, NotFound(f"there is nothing at {request.url.path[:100]!r}"))
         else:
-            wrapped = ServiceError(str(error.detail))
-            wrapped.status, wrapped.code = error.status_code, "http_error"
-            wrapped.type = "invalid_request_error" if error.status_code < 500 else "server_error"
-            answer = await service_error(request, wrapped)
+            answer = await service_error(request, problems.of_status(error.status_code, str(error.detail)))
         answer.headers.update(error.headers or {})
         return answer
 

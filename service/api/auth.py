@@ -12,9 +12,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from service.api.guessing import Guessing
 from service.errors import Forbidden, RateLimited, SettingsError, Unauthorized
 from service.settings import Settings
 from service.store import Priority
+
+ANONYMOUS = "anonymous"  # everybody, where there are no keys
 
 
 class ApiKey(BaseModel):
@@ -40,9 +43,13 @@ class Caller:
     requests_per_minute: int = 0
     max_priority: str = "high"
 
-    def check_priority(self, wanted: str) -> None:
-        if Priority[wanted] < Priority[self.max_priority]:
+    def allow(self, wanted: str, named: bool) -> str:
+        """The priority of a job: as wanted, or where the request named none the highest that this key may use."""
+        if Priority[wanted] >= Priority[self.max_priority]:
+            return wanted
+        if named:
             raise Forbidden(f"priority is {wanted!r}; this key may use {self.max_priority!r} at most", "priority")
+        return self.max_priority
 
 
 class Keys:
@@ -52,24 +59,34 @@ class Keys:
         self._by_hash = {key.sha256: key for key in read_keys(settings)}
         self._default_rate = settings.requests_per_minute
         self._buckets: dict[str, tuple[float, float]] = {}  # name -> (tokens, time)
+        self._guessing = Guessing(settings.wrong_keys_per_minute)
 
     @property
     def required(self) -> bool:
         return bool(self._by_hash)
 
-    def caller(self, authorization: str | None) -> Caller:
-        """The caller of a request; Unauthorized or RateLimited otherwise."""
+    def caller(self, authorization: str | None, address: str) -> Caller:
+        """The caller of a request from this address; Unauthorized or RateLimited otherwise."""
         if not self._by_hash:
-            caller = Caller("anonymous", requests_per_minute=self._default_rate)
+            caller = Caller(ANONYMOUS, requests_per_minute=self._default_rate)
         else:
-            scheme, _, token = (authorization or "").partition(" ")
-            key = self._by_hash.get(hashlib.sha256(token.strip().encode()).hexdigest())
-            if scheme.lower() != "bearer" or key is None:
-                raise Unauthorized("send a valid API key as 'Authorization: Bearer KEY'", "Authorization")
+            key = self._key(authorization, address)
             rate = key.requests_per_minute or self._default_rate
             caller = Caller(key.name, key.weight, key.max_queued, rate, key.max_priority)
         self._spend(caller)
         return caller
+
+    def _key(self, authorization: str | None, address: str) -> ApiKey:
+        scheme, _, token = (authorization or "").partition(" ")
+        token = token.strip() if scheme.lower() == "bearer" else ""
+        key = self._by_hash.get(hashlib.sha256(token.encode()).hexdigest()) if token else None
+        if token:
+            self._guessing.check(address, key.name if key else None)
+        if key is not None:
+            return key
+        if token:
+            self._guessing.failed(address)
+        raise Unauthorized("send a valid API key as 'Authorization: Bearer KEY'", "Authorization")
 
     def _spend(self, caller: Caller) -> None:
         """Token bucket of one minute's requests."""

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api import answers, webhooks
 from service.api.auth import Caller, Keys
-from service.api.bells import Bells
+from service.api.feed import Feed
 from service.api.requests import VideoRequest, stable_seed
 from service.cost import CostModel
 from service.errors import InvalidRequest, ServiceError, StorageError, Unavailable
@@ -39,7 +39,7 @@ class Gateway:
         self._factor = 1.0
         self._tasks: list[asyncio.Task] = []
         self._ended = threading.Event()
-        self.bells = Bells()
+        self.feed = Feed(settings.max_streams)
         self._changed = asyncio.Event()
 
     @property
@@ -55,7 +55,7 @@ class Gateway:
         gc.freeze()
         self._ended.clear()
         await self._open()
-        self._tasks = [asyncio.create_task(loop()) for loop in (self._sweep, self._webhooks)]
+        self._tasks = [asyncio.create_task(loop()) for loop in (self._sweep, self._webhooks, self._tell)]
         if self._store is None:
             self._tasks.append(asyncio.create_task(self._keep_opening()))
 
@@ -79,7 +79,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tick()
-        self.bells.ring()  # streams see the end
+        self.feed.close()
         if self._store is not None:
             await run_in_threadpool(self._store.close)
 
@@ -91,7 +91,7 @@ class Gateway:
 
     async def submit(self, request: VideoRequest, caller: Caller, idempotency_key: str | None) -> tuple[Job, bool]:
         """Price, admit and store a job; (job, False) when the idempotency key was used before."""
-        caller.check_priority(request.priority)
+        priority = caller.allow(request.priority, "priority" in request.model_fields_set)
         if request.webhook_url is not None:
             webhooks.check_url(request.webhook_url, self.settings.webhook_allow_private)
         values = request.resolve(self.card, self.settings.model_name)
@@ -107,7 +107,7 @@ class Gateway:
             request=values,
             cost=cost,
             raw_cost=raw,
-            priority=Priority[request.priority],
+            priority=Priority[priority],
             idempotency_key=idempotency_key,
             deadline=request.deadline_seconds,
             webhook_url=request.webhook_url,
@@ -119,7 +119,10 @@ class Gateway:
         return job, made
 
     async def answer(self, job_id: str, caller: Caller) -> answers.Video:
-        job, estimate = await run_in_threadpool(self.store.get_with_estimate, job_id, caller.name)
+        return await run_in_threadpool(self._read, job_id, caller.name)
+
+    def _read(self, job_id: str, owner: str | None = None) -> answers.Video:
+        job, estimate = self.store.get_with_estimate(job_id, owner)
         return answers.video(job, estimate, self.settings.model_name)
 
     async def answer_for(self, job: Job) -> answers.Video:
@@ -135,18 +138,15 @@ class Gateway:
                 continue
             with contextlib.suppress(RuntimeError):  # the loop has just been closed
                 loop.call_soon_threadsafe(self._tick)
-                loop.call_soon_threadsafe(self.bells.ring, self._changed_jobs())
         changes.close()
 
-    def _changed_jobs(self) -> list[str] | None:
-        try:
-            return self.bells.changed(self.store.changes_of)
-        except ServiceError:
-            return None  # not known: all
+    async def _tell(self) -> None:
+        await self.feed.run(lambda job_ids: self.store.changes_of(job_ids), self._read)
 
     def _tick(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+        self.feed.wake()
 
     async def changed(self, timeout: float) -> None:
         """Wait until any job changed, at most `timeout` seconds."""

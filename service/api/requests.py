@@ -43,7 +43,9 @@ class VideoRequest(BaseModel):
     size: str | None = Field(None, max_length=11, description="WIDTHxHEIGHT; instead of width and height.")
     width: Side | None = Field(None, description="Pixels; a multiple of 16.")
     height: Side | None = Field(None, description="Pixels; a multiple of 16.")
-    target_shape: tuple[Side, Side] | None = Field(None, description="[height, width]; instead of width and height.")
+    target_shape: list[Side] | None = Field(
+        None, min_length=2, max_length=2, description="[height, width]; instead of width and height."
+    )
     seconds: float | None = Field(None, gt=0, le=300, description="Length; instead of num_frames.")
     num_frames: int | None = Field(
         None, ge=1, le=MAX_FRAMES, validation_alias=_also("num_frames", "target_video_length"), description="4n + 1."
@@ -87,7 +89,9 @@ class VideoRequest(BaseModel):
     guidance_end: float | None = Field(
         None, ge=0, le=1, description="Share of the steps after which guidance is off; 1 keeps it to the end."
     )
-    priority: Literal["high", "normal", "low"] = "normal"
+    priority: Literal["high", "normal", "low"] = Field(
+        "normal", description="If left out: normal, or the highest that the key may use."
+    )
     deadline_seconds: float | None = Field(
         None, gt=0, le=7 * 86400, description="Refuse the job at once if the video cannot be there in this time."
     )

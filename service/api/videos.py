@@ -1,6 +1,5 @@
 """The routes of `/v1`."""
 
-import contextlib
 import re
 from typing import Annotated, Literal
 
@@ -8,10 +7,10 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from service.api import answers, body, content, events, requests
-from service.api.auth import Caller
+from service.api import answers, body, content, events, requests, sync
+from service.api.auth import ANONYMOUS, Caller
 from service.api.gateway import Gateway
-from service.errors import InvalidRequest, NotFound, ServiceError, Unavailable
+from service.errors import InvalidRequest, NotFound
 from service.storage import preview_key
 
 router = APIRouter(prefix="/v1")
@@ -24,18 +23,27 @@ async def gateway_of(request: Request) -> Gateway:
     return request.app.state.gateway
 
 
-async def caller_of(
-    request: Request, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
-) -> Caller:
-    return request.app.state.gateway.keys.caller(authorization)
+async def caller_of(request: Request) -> Caller:
+    return request.state.caller  # put there by the guard, which knew the key
 
 
 TheGateway = Annotated[Gateway, Depends(gateway_of)]
 TheCaller = Annotated[Caller, Depends(caller_of)]
 JobId = Annotated[str, ID]
-IdempotencyKey = Annotated[
-    str | None, Header(max_length=255, description="Repeating a request with it makes no second job.")
-]
+
+
+async def idempotency_key_of(
+    idempotency_key: Annotated[
+        str | None, Header(max_length=255, description="Repeating a request with it makes no second job.")
+    ] = None,
+) -> str | None:
+    if idempotency_key is not None and not KEY.fullmatch(idempotency_key):
+        allowed = "1 to 255 printable ASCII characters without spaces"
+        raise InvalidRequest("Idempotency-Key", idempotency_key, allowed)
+    return idempotency_key
+
+
+IdempotencyKey = Annotated[str | None, Depends(idempotency_key_of)]
 
 _SCHEMA = requests.VideoRequest.model_json_schema(by_alias=False)
 _BODY = {
@@ -52,18 +60,12 @@ def _errors(*statuses: int) -> dict:
     return {status: {"model": answers.ErrorAnswer} for status in (401, 429, 503, *statuses)}
 
 
-async def _request(request: Request, gateway: Gateway, key: str | None) -> requests.VideoRequest:
-    if key is not None and not KEY.fullmatch(key):
-        raise InvalidRequest("Idempotency-Key", key, "1 to 255 printable ASCII characters without spaces")
-    return requests.parse(await body.read(request, gateway.settings.max_body_bytes))
-
-
 @router.post("/videos", response_model=answers.Video, responses=_errors(400, 403, 409, 413, 415, 422), **_BODY)
 async def create_video(
-    request: Request, response: Response, gateway: TheGateway, caller: TheCaller, idempotency_key: IdempotencyKey = None
+    request: Request, response: Response, gateway: TheGateway, caller: TheCaller, idempotency_key: IdempotencyKey
 ):
     """Submit a video; answers at once with the job."""
-    wanted = await _request(request, gateway, idempotency_key)
+    wanted = requests.parse(await body.read(request))
     job, made = await gateway.submit(wanted, caller, idempotency_key)
     response.headers["Location"] = f"/v1/videos/{job.id}"
     if not made:
@@ -78,50 +80,9 @@ async def create_video(
     | {200: {"content": {"video/mp4": {}}, "description": "The MP4"}},
     **_BODY,
 )
-async def create_video_sync(
-    request: Request, gateway: TheGateway, caller: TheCaller, idempotency_key: IdempotencyKey = None
-):
+async def create_video_sync(request: Request, gateway: TheGateway, caller: TheCaller, idempotency_key: IdempotencyKey):
     """Submit a video and wait for the MP4. Leaving the call cancels the job."""
-    wanted = await _request(request, gateway, idempotency_key)
-    job, made = await gateway.submit(wanted, caller, idempotency_key)
-    done = None
-    try:
-        done = await events.until_done(gateway, request, job.id, caller, gateway.settings.sync_timeout_seconds)
-    finally:
-        if done is None and made and not gateway.stopping:
-            await run_in_threadpool(_cancel_quietly, gateway, job.id)
-    if done is None:
-        raise Unavailable("the video was not finished in time; the job was cancelled", 60)
-    if done.status != "completed":
-        raise _failed(done)
-    stored = await run_in_threadpool(gateway.store.get, job.id, caller.name)
-    headers = {
-        "X-Request-Id": job.id,
-        "X-Model": done.model,
-        "X-Seed": str(done.seed),
-        "X-Inference-Time-S": f"{done.inference_time_s or 0:.3f}",
-        "X-Stage-Durations": ",".join(f"{name}={value:g}" for name, value in (done.stage_durations or {}).items()),
-    }
-    answer = content.file_response(
-        request, gateway.files, stored.video_key, stored.video_bytes, "video/mp4", done.file_name
-    )
-    answer.headers.update(headers)
-    return answer
-
-
-def _cancel_quietly(gateway: Gateway, job_id: str) -> None:
-    with contextlib.suppress(ServiceError):  # over already, or the database is away
-        gateway.store.cancel(job_id)
-
-
-def _failed(video: answers.Video) -> ServiceError:
-    message = video.error.message if video.error else "the job was cancelled"
-    error = InvalidRequest("body", "…", message) if video.error and video.error.code == "invalid_value" else None
-    if error is None:
-        error = ServiceError(message)
-        error.code = video.error.code if video.error else "cancelled"
-        error.status = 500 if video.error else 409
-    return error
+    return await sync.video_of(request, gateway, caller, idempotency_key)
 
 
 @router.get("/videos", response_model=answers.VideoList, responses=_errors(400))
@@ -149,6 +110,7 @@ async def retrieve_video(gateway: TheGateway, caller: TheCaller, job_id: JobId):
     return Response(video.model_dump_json(), media_type="application/json")  # the busiest route: no second validation
 
 
+@router.head("/videos/{id}/content", include_in_schema=False)
 @router.get(
     "/videos/{id}/content",
     response_class=Response,
@@ -187,9 +149,10 @@ async def download_video(
 )
 async def video_events(gateway: TheGateway, caller: TheCaller, job_id: JobId):
     """Server-sent events: the job at every change; the event's name is its status, and the stream ends with the job."""
+    gateway.feed.check_room(caller.name, 1.0 if caller.name == ANONYMOUS else 0.5)
     first = await gateway.answer(job_id, caller)  # 404 before the stream begins
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events.stream(gateway, job_id, caller, first), 200, headers, "text/event-stream")
+    return StreamingResponse(events.stream(gateway, first, caller), 200, headers, "text/event-stream")
 
 
 @router.post("/videos/{id}/cancel", response_model=answers.Video, responses=_errors(400, 404, 409))

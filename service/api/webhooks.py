@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 import json
 import logging
+import re
 import socket
 import time
 
@@ -22,6 +23,9 @@ from service.store.outbox import Delivery
 
 logger = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 10.0
+LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a name that ends so is read as an IPv4 address: 127.1, 0x7f.1
+PRIVATE_DOMAINS = ("localhost", "local", "internal")
 
 
 class RefusedAddress(Exception):
@@ -30,40 +34,72 @@ class RefusedAddress(Exception):
 
 def check_url(url: str, allow_private: bool) -> None:
     """Refuse at submission what could never be called."""
-    allowed = "http(s)://HOST/PATH on the public internet, without user name"
     try:
         parsed = httpx.URL(url)
-        port_ok = parsed.port is None or 0 < parsed.port < 65536
-    except (httpx.InvalidURL, ValueError):
-        raise InvalidRequest("webhook_url", url, allowed) from None
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or not port_ok:
-        raise InvalidRequest("webhook_url", url, allowed)
-    if allow_private:
-        return
-    host = parsed.host.rstrip(".").lower()
-    if (
-        host == "localhost"
-        or host.endswith((".localhost", ".local", ".internal"))
-        or ("." not in host and ":" not in host)
-    ):
-        raise InvalidRequest("webhook_url", url, allowed)
+        host = parsed.raw_host.decode().rstrip(".").lower()
+        complete = parsed.scheme in ("http", "https") and bool(parsed.host) and not parsed.userinfo
+        callable_ = complete and (parsed.port is None or 0 < parsed.port < 65536) and _callable(host, allow_private)
+    except (httpx.InvalidURL, ValueError):  # a malformed international name is a ValueError
+        callable_ = False
+    if not callable_:
+        raise InvalidRequest("webhook_url", url, "http(s)://HOST/PATH on the public internet, without user name")
+
+
+def _callable(host: str, allow_private: bool) -> bool:
     try:
         literal = ipaddress.ip_address(host)
     except ValueError:
-        return  # a name; its addresses are checked when it is called
-    if not public(literal):
-        raise InvalidRequest("webhook_url", url, allowed)
+        labels = host.split(".")
+        if len(host) > 253 or not all(LABEL.fullmatch(label) for label in labels) or NUMBER.fullmatch(labels[-1]):
+            return False
+        # the addresses of a name are checked when it is called
+        return allow_private or (len(labels) > 1 and labels[-1] not in PRIVATE_DOMAINS)
+    return allow_private or public(literal)
+
+
+# IPv6 networks whose addresses stand for an IPv4 address, and where in them its 32 bits are.
+CARRY_IPV4 = [
+    (ipaddress.IPv6Network(network), shift)
+    for network, shift in (
+        ("::ffff:0:0/96", 0),  # mapped, RFC 4291
+        ("::/96", 0),  # compatible, RFC 4291
+        ("::ffff:0:0:0/96", 0),  # translated, RFC 2765
+        ("64:ff9b::/96", 0),  # NAT64, RFC 6052
+        ("2002::/16", 80),  # 6to4, RFC 3056
+    )
+]
+# Private, or leading to a machine that only the own network knows; `is_global` is true for some of them.
+NOT_PUBLIC = [
+    ipaddress.ip_network(network)
+    for network in (
+        "64:ff9b:1::/48",  # local NAT64, RFC 8215: where the IPv4 address is, the operator decides
+        "2001::/32",  # Teredo, RFC 4380
+        "fec0::/10",  # site-local, RFC 3879
+        "fc00::/7",  # unique local, RFC 4193
+        "5f00::/16",  # segment routing, RFC 9602
+        "3fff::/20",  # documentation, RFC 9637
+        "2001:db8::/32",  # documentation, RFC 3849
+        "2001:10::/28",  # ORCHID, RFC 4843
+        "2001:20::/28",  # ORCHIDv2, RFC 7343
+        "100::/63",  # discarded and dummy, RFC 6666 and 9780
+        "192.88.99.0/24",  # 6to4 relays, RFC 7526
+        "192.0.0.0/24",  # protocol assignments, RFC 6890
+        "2001:2::/48",  # benchmarks, RFC 5180
+    )
+]
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all that IANA has given out
 
 
 def public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Whether an address is on the public internet; IPv4 inside IPv6 counts as IPv4."""
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
-        if inner is not None:
-            return public(inner)
-        if address in ipaddress.ip_network("64:ff9b::/96"):
-            return public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-    return address.is_global and not address.is_multicast
+    if address.version == 6:
+        for network, shift in CARRY_IPV4:
+            if address in network:
+                return public(ipaddress.IPv4Address(int(address) >> shift & 0xFFFFFFFF))
+        if address not in GLOBAL_UNICAST:
+            return False
+    listed = any(address.version == network.version and address in network for network in NOT_PUBLIC)
+    return address.is_global and not address.is_multicast and not listed
 
 
 async def resolve(host: str, port: int, allow_private: bool) -> str:

@@ -1,0 +1,60 @@
+"""One call, one video: what `/v1/videos/sync` and BentoML's `/generate` do."""
+
+import contextlib
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api import answers, body, content, events, requests
+from service.api.auth import Caller
+from service.api.gateway import Gateway
+from service.errors import InvalidRequest, ServiceError, Unavailable
+
+
+async def video_of(request: Request, gateway: Gateway, caller: Caller, idempotency_key: str | None = None) -> Response:
+    """Submit the body's request and wait for the MP4; a client that leaves cancels its job."""
+    wanted = requests.parse(await body.read(request))
+    job, made = await gateway.submit(wanted, caller, idempotency_key)
+    done = None
+    try:
+        first = await gateway.answer_for(job)
+        done = await events.until_done(gateway, request, first, caller, gateway.settings.sync_timeout_seconds)
+    finally:
+        if done is None and made and not gateway.stopping:
+            await run_in_threadpool(_cancel_quietly, gateway, job.id)
+    if done is None:
+        raise Unavailable("the video was not finished in time; the job was cancelled", 60)
+    if done.status != "completed":
+        raise _failed(done)
+    stored = await run_in_threadpool(gateway.store.get, job.id, caller.name)
+    answer = content.file_response(
+        request, gateway.files, stored.video_key, stored.video_bytes, "video/mp4", done.file_name
+    )
+    answer.headers.update(_headers(done))
+    return answer
+
+
+def _headers(done: answers.Video) -> dict[str, str]:
+    return {
+        "X-Request-Id": done.id,
+        "X-Model": done.model,
+        "X-Seed": str(done.seed),
+        "X-Inference-Time-S": f"{done.inference_time_s or 0:.3f}",
+        "X-Stage-Durations": ",".join(f"{name}={value:g}" for name, value in (done.stage_durations or {}).items()),
+    }
+
+
+def _cancel_quietly(gateway: Gateway, job_id: str) -> None:
+    with contextlib.suppress(ServiceError):  # over already, or the database is away
+        gateway.store.cancel(job_id)
+
+
+def _failed(video: answers.Video) -> ServiceError:
+    message = video.error.message if video.error else "the job was cancelled"
+    error = InvalidRequest("body", "…", message) if video.error and video.error.code == "invalid_value" else None
+    if error is None:
+        error = ServiceError(message)
+        error.code = video.error.code if video.error else "cancelled"
+        error.status = 500 if video.error else 409
+    return error
