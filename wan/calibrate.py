@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wan import samplers, teacache
 from wan.checkpoint import SETTINGS_FILE
-from wan.denoise import denoise
+from wan.denoise import denoise, schedule_of
 from wan.dit import WanDiT
 from wan.magcache import MAX_SKIPS, RETENTION, MagCacheModel, magnitude_ratio
 from wan.pipeline import Pipeline
@@ -87,12 +87,10 @@ def observe(
             request = GenerationRequest.create(pipeline.defaults, prompt, steps=steps, seed=seed, cache_threshold=0.0)
             context, negative = pipeline.encode([request.prompt, request.negative_prompt])
             with recording(pipeline.dit) as record:
-                denoise(pipeline.dit, context, negative, request, grid=pipeline.grid)
+                schedule = schedule_of(request, pipeline.grid)
+                denoise(pipeline.dit, context, negative, request, schedule=schedule)
             records.append(record)
-        schedule = samplers.schedule(request.sampler, steps, request.flow_shift, pipeline.grid)
-        embeddings = pipeline.dit.time_embeddings(
-            torch.tensor(schedule.timesteps, dtype=torch.float64, device=pipeline.dit.device)
-        )
+        embeddings = pipeline.dit.time_embeddings(schedule.timesteps)
         time += teacache.relative_changes(embeddings[0])
         modulation += teacache.relative_changes(embeddings[1])
         residual += _mean([r.changes for r in records])
@@ -174,8 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _plan(pipeline: Pipeline, model, threshold: float) -> tuple[bool, ...]:
     d = pipeline.defaults
     schedule = samplers.schedule(d.sampler, d.steps, d.flow_shift, pipeline.grid)
-    timesteps = torch.tensor(schedule.timesteps, dtype=torch.float64, device=pipeline.dit.device)
-    return model.plan(*pipeline.dit.time_embeddings(timesteps), threshold)
+    return model.plan(*pipeline.dit.time_embeddings(schedule.timesteps), threshold)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from wan import samplers
 from wan.config import Defaults
-from wan.denoise import denoise, guided_steps
+from wan.denoise import denoise, guided_steps, schedule_of
 from wan.pipeline import Pipeline
 from wan.request import GenerationRequest
 
@@ -81,7 +81,7 @@ class CostModel:
     def predict_request(self, request: GenerationRequest, plan: Sequence[bool] | None = None) -> float:
         """`predict` for a request; its plan comes from `wan.denoise.computed_steps`."""
         size = (request.width, request.height, request.num_frames)
-        return self.predict(*size, request.steps, guided_steps(request), plan)
+        return self.predict(*size, request.steps, guided_steps(request, request.steps), plan)
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,12 @@ class _Probe:
         context, negative = self.pipeline.encode([self._request.prompt, self._request.negative_prompt])
         encode = self._now() - began
         marks: list[float] = []
+        schedule = schedule_of(self._request, self.pipeline.grid)
         latents, info = denoise(
-            self.pipeline.dit, context, negative, self._request, grid=self.pipeline.grid, cache_model=_EveryThird(),
+            self.pipeline.dit, context, negative, self._request, schedule=schedule, cache_model=_EveryThird(),
             on_step=lambda _: marks.append(self._now()),
         )  # fmt: skip
-        guided = guided_steps(self._request)
+        guided = guided_steps(self._request, len(info.plan))
         steps = [  # step 0 also sets up the loop
             ((info.plan[i], 2 if i < guided else 1), after - before)
             for i, (before, after) in enumerate(pairwise(marks), start=1)
@@ -232,8 +233,7 @@ def plan_table(
     table: dict[str, dict[str, dict[str, str]]] = {name: {} for name in pipeline.caches}
     for steps in sorted({*step_counts, d.steps}):
         schedule = samplers.schedule(d.sampler, steps, d.flow_shift, pipeline.grid)
-        timesteps = torch.tensor(schedule.timesteps, dtype=torch.float64, device=pipeline.dit.device)
-        embeddings = pipeline.dit.time_embeddings(timesteps)
+        embeddings = pipeline.dit.time_embeddings(schedule.timesteps)
         for name, cache in pipeline.caches.items():
             changes, last = {}, "1" * steps
             for threshold in thresholds:

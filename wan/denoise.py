@@ -82,8 +82,7 @@ class _Model:
 
     def __init__(self, dit: WanDiT, schedule: Schedule, texts: list[Tensor], guidance: float, shape):
         self.dit, self.guidance = dit, guidance
-        timesteps = torch.tensor(schedule.timesteps, dtype=torch.float64, device=dit.device)
-        self.time, self.modulation = dit.time_embeddings(timesteps)
+        self.time, self.modulation = dit.time_embeddings(schedule.timesteps)
         self.rotary = dit.rotary(shape)
         both = dit.conditioning(torch.stack(texts).to(dit.device))
         self.conditional = both.select(0)
@@ -131,13 +130,17 @@ def computed_steps(
     if cache_model is None:
         allowed = f"0, as this checkpoint has no {request.cache} calibration; see python -m wan.calibrate"
         raise InvalidRequest("cache_threshold", request.cache_threshold, allowed)
-    timesteps = torch.tensor(schedule.timesteps, dtype=torch.float64, device=dit.device)
-    return cache_model.plan(*dit.time_embeddings(timesteps), request.cache_threshold)
+    return cache_model.plan(*dit.time_embeddings(schedule.timesteps), request.cache_threshold)
 
 
-def guided_steps(request: GenerationRequest) -> int:
-    """How many steps, counted from the first, use guidance."""
-    share = round(request.guidance_end * request.steps, 6)  # 0.55 of 20 is 11, not a little more
+def schedule_of(request: GenerationRequest, grid: str) -> Schedule:
+    """The noise levels and timesteps of a request, on the grid of the checkpoint's layout."""
+    return samplers.schedule(request.sampler, request.steps, request.flow_shift, grid)
+
+
+def guided_steps(request: GenerationRequest, steps: int) -> int:
+    """How many of `steps`, counted from the first, use guidance."""
+    share = round(request.guidance_end * steps, 6)  # 0.55 of 20 is 11, not a little more
     return 0 if request.guidance_scale == 1.0 else math.ceil(share)
 
 
@@ -148,7 +151,7 @@ def denoise(
     negative_context: Tensor | None,
     request: GenerationRequest,
     *,
-    grid: str = "wan",
+    schedule: Schedule | None = None,
     cache_model: StepCache | None = None,
     latents: Tensor | None = None,
     on_step: Callable[[Progress], None] | None = None,
@@ -157,14 +160,15 @@ def denoise(
     """Run the sampler from noise to latents [C, T', h, w], float32.
 
     `context` and `negative_context` are text embeddings [L, text_dim] with zero rows as padding; the latter is not
-    used at guidance 1. `latents` replaces the noise of the seed. An exception from `on_step` (wan.Cancelled) ends the
+    used at guidance 1. `schedule` is by default that of the request on the official grid; one that was cut short
+    starts from `latents` at its first noise level. `latents` replaces the noise of the seed. An exception from `on_step` (wan.Cancelled) ends the
     loop. Raises InvalidRequest for latents, or a resume point, that do not fit the request.
     """
-    schedule = samplers.schedule(request.sampler, request.steps, request.flow_shift, grid)
+    schedule = schedule or schedule_of(request, "wan")
     plan = computed_steps(dit, schedule, cache_model, request)
     shape = request.latent_shape(dit.config.in_channels)
     state, start = _start(request, shape, latents, resume, plan, dit.device)
-    guided = guided_steps(request)
+    guided = guided_steps(request, schedule.steps)
     texts = [context] if guided == 0 else [context, negative_context]
     model = _Model(dit, schedule, texts, request.guidance_scale, shape)
     model.keep_residual = not all(plan)

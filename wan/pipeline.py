@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wan.checkpoint import Checkpoint
 from wan.config import Defaults
-from wan.denoise import DenoiseInfo, Progress, Resume, denoise
+from wan.denoise import DenoiseInfo, Progress, Resume, denoise, schedule_of
 from wan.dit import WanDiT
 from wan.optimize import optimized
 from wan.request import GenerationRequest
@@ -83,7 +83,7 @@ class Pipeline:
         """See `wan.denoise.denoise`; uses the checkpoint's sigma grid and step caches."""
         return denoise(
             self.dit, context, negative_context, request,
-            grid=self.grid, cache_model=self.caches.get(request.cache), latents=latents, on_step=on_step, resume=resume,
+            schedule=schedule_of(request, self.grid), cache_model=self.caches.get(request.cache), latents=latents, on_step=on_step, resume=resume,
         )  # fmt: skip
 
     @torch.inference_mode()
