@@ -156,11 +156,6 @@ class GenerationRequest(_Sampling):
             BY_NAME[name].rule.check(name, values[name], geometry)
         return cls(**values)
 
-    @property
-    def guided_steps(self) -> int:
-        """How many steps, counted from the first, use guidance."""
-        return guided_steps(self.steps, self.guidance_scale, self.guidance_end)
-
     def fingerprint(self, model: str) -> str:
         """What a checkpoint of a run belongs to: every parameter that changes latents, and the identity of the model."""
         values = {p.name: getattr(self, p.name) for p in PARAMETERS if p.fingerprint}

@@ -80,7 +80,7 @@ class DenoiseRun:
         self._request, self._intervals, self._preview = request, intervals, preview
         self._fingerprint = fingerprint(request, model)
         self._first_step = 0
-        self._time_left = TimeLeft(plan, guided_steps(request))
+        self._time_left = TimeLeft(plan, guided_steps(request, len(plan)))
         self._last_checkpoint = self._last_preview = time.monotonic()
         self._checkpoint_pause = intervals.checkpoint
 

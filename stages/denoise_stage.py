@@ -15,10 +15,10 @@ from stages.metrics import DenoiseMetrics
 from stages.preview import PreviewProjection
 from stages.rundir import RunDirectory
 from stages.settings import StageSettings, threads
-from wan import compile, samplers
+from wan import compile
 from wan.checkpoint import Checkpoint
 from wan.config import Defaults
-from wan.denoise import computed_steps, denoise
+from wan.denoise import computed_steps, denoise, schedule_of
 from wan.errors import InvalidRequest
 from wan.fp8 import load_dit
 from wan.optimize import Options, optimize
@@ -58,7 +58,7 @@ class DenoiseStage:
                     defaults, prompt="warm up", seed=0, width=width, height=height, num_frames=frames,
                     steps=1, guidance_scale=guidance, cache_threshold=0.0,
                 )  # fmt: skip
-                denoise(self._dit, context, context, request, grid=self._grid)
+                denoise(self._dit, context, context, request, schedule=schedule_of(request, self._grid))
 
     def handle(self, request) -> dict[str, np.ndarray | torch.Tensor]:
         generation, tokenized_at = _generation(scalar(request, "REQUEST", "STRING"))
@@ -75,8 +75,9 @@ class DenoiseStage:
 
     @torch.inference_mode()
     def _plan(self, generation: GenerationRequest) -> tuple[bool, ...]:
-        schedule = samplers.schedule(generation.sampler, generation.steps, generation.flow_shift, self._grid)
-        return computed_steps(self._dit, schedule, self._caches.get(generation.cache), generation)
+        return computed_steps(
+            self._dit, schedule_of(generation, self._grid), self._caches.get(generation.cache), generation
+        )
 
     def _run(self, run: DenoiseRun, generation: GenerationRequest, context, negative) -> tuple[torch.Tensor, dict]:
         began, success = time.monotonic(), False
@@ -87,7 +88,7 @@ class DenoiseStage:
                 context,
                 negative,
                 generation,
-                grid=self._grid,
+                schedule=schedule_of(generation, self._grid),
                 cache_model=self._caches.get(generation.cache),
                 on_step=run,
                 resume=run.resume_point(),

@@ -18,7 +18,7 @@ from torch import Tensor
 from contract.parameters import CACHES
 from wan import teacache
 from wan.checkpoint import SETTINGS_FILE
-from wan.denoise import Denoiser, Expert, embeddings
+from wan.denoise import Denoiser, Expert
 from wan.dit import WanDiT
 from wan.magcache import MAX_SKIPS, RETENTION, MagCacheModel, magnitude_ratio
 from wan.pipeline import Pipeline
@@ -96,7 +96,7 @@ def observe(
             with recording(dit) as record:
                 pipeline.denoise(conditioning, request)
             records.append(record)
-        signals = embeddings(dit, pipeline.denoiser.schedule(request).timesteps)
+        signals = dit.time_embeddings(pipeline.denoiser.schedule(request).timesteps)
         time += teacache.relative_changes(signals[0])
         modulation += teacache.relative_changes(signals[1])
         residual += _mean([r.changes for r in records])
@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _plan(pipeline: Pipeline, model, threshold: float) -> tuple[bool, ...]:
     timesteps = pipeline.denoiser.schedule(pipeline.card.request(prompt="x", seed=0)).timesteps
-    return model.plan(*embeddings(only_expert(pipeline.denoiser).dit, timesteps), threshold)
+    return model.plan(*only_expert(pipeline.denoiser).dit.time_embeddings(timesteps), threshold)
 
 
 if __name__ == "__main__":

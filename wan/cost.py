@@ -20,7 +20,6 @@ from contract.card import ModelCard
 from contract.cost import CostModel, Plans
 from contract.geometry import Geometry
 from wan.calibrate import only_expert
-from wan.denoise import embeddings
 from wan.pipeline import Pipeline
 
 Size = tuple[int, int, int]  # width, height, frames
@@ -177,7 +176,7 @@ def plan_table(
     table: Plans = {name: {} for name in expert.caches}
     for steps in sorted({*step_counts, pipeline.card.defaults.steps}):
         request = pipeline.card.request(prompt="x", seed=0, steps=steps)
-        signals = embeddings(expert.dit, pipeline.denoiser.schedule(request).timesteps)
+        signals = expert.dit.time_embeddings(pipeline.denoiser.schedule(request).timesteps)
         for name, cache in expert.caches.items():
             changes, last = {}, "1" * steps
             for threshold in thresholds:

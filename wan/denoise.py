@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from contract.geometry import Geometry
-from contract.parameters import GenerationRequest
+from contract.parameters import GenerationRequest, guided_steps
 from wan import samplers
 from wan.dit import KeysValues, WanDiT
 from wan.errors import InvalidRequest
@@ -129,7 +129,7 @@ class _Evaluator:
 
     def __init__(self, dit: WanDiT, timesteps: Sequence[float], texts: list[Tensor], guidance: float, shape):
         self.dit, self.guidance = dit, guidance
-        self.time, self.modulation = embeddings(dit, timesteps)
+        self.time, self.modulation = dit.time_embeddings(timesteps)
         self.rotary = dit.rotary(shape)
         both = dit.conditioning(torch.stack(texts).to(dit.device))
         self.conditional = both.select(0)
@@ -162,12 +162,6 @@ class _Evaluator:
         return unconditional + self.guidance * (conditional - unconditional)
 
 
-@torch.inference_mode()
-def embeddings(dit: WanDiT, timesteps: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Time embedding [N, dim] and block modulation [N, 6, dim] of a schedule's timesteps, which step caches look at."""
-    return dit.time_embeddings(torch.tensor(timesteps, dtype=torch.float64, device=dit.device))
-
-
 def initial_latents(seed: int, shape: tuple[int, ...]) -> Tensor:
     """Gaussian noise of `shape`, float32, drawn on the CPU so that a seed means the same on every device."""
     generator = torch.Generator().manual_seed(seed)
@@ -195,14 +189,15 @@ class Denoiser:
     def schedule(self, request: GenerationRequest) -> Schedule:
         return samplers.schedule(request.sampler, request.steps, request.flow_shift, self.grid)
 
-    def plan(self, request: GenerationRequest) -> Plan:
+    @torch.inference_mode()
+    def plan(self, request: GenerationRequest, schedule: Schedule | None = None) -> Plan:
         """What each step will do, known before the first; InvalidRequest if an expert has no such cache."""
-        timesteps = self.schedule(request).timesteps
+        timesteps = (schedule or self.schedule(request)).timesteps
         chosen = [self._expert_at(t) for t in timesteps]
         computed: list[bool] = []
         for index, expert in enumerate(self.experts):
             computed += _computed(expert, [t for t, c in zip(timesteps, chosen) if c == index], request)
-        guided = request.guided_steps
+        guided = guided_steps(len(timesteps), request.guidance_scale, request.guidance_end)
         return tuple(Step(e, c, 2 if i < guided else 1) for i, (e, c) in enumerate(zip(chosen, computed, strict=True)))
 
     def _expert_at(self, timestep: float) -> int:
@@ -214,16 +209,19 @@ class Denoiser:
         conditioning: Conditioning,
         request: GenerationRequest,
         *,
+        schedule: Schedule | None = None,
         latents: Tensor | None = None,
         on_step: Callable[[Progress], None] | None = None,
         resume: Resume | None = None,
     ) -> tuple[Tensor, DenoiseInfo]:
         """Run the sampler from noise to latents [C, T', h, w], float32.
 
-        `latents` replaces the noise of the seed. An exception from `on_step` (wan.Cancelled) ends the loop. Raises
+        `schedule` is by default that of the request; one that was cut short starts from `latents` at its first noise
+        level. `latents` replaces the noise of the seed. An exception from `on_step` (wan.Cancelled) ends the loop. Raises
         InvalidRequest for latents, or a resume point, that do not fit the request.
         """
-        schedule, plan = self.schedule(request), self.plan(request)
+        schedule = schedule or self.schedule(request)
+        plan = self.plan(request, schedule)
         state, start = self._start(request, latents, resume, plan)
         sampler = samplers.SAMPLERS[request.sampler]
         info = DenoiseInfo(plan, self.engine, start if resume else None)
@@ -280,4 +278,4 @@ def _computed(expert: Expert, timesteps: list[float], request: GenerationRequest
     if cache is None:
         allowed = f"0, as this checkpoint has no {request.cache} calibration; see python -m wan.calibrate"
         raise InvalidRequest("cache_threshold", request.cache_threshold, allowed)
-    return cache.plan(*embeddings(expert.dit, timesteps), request.cache_threshold)
+    return cache.plan(*expert.dit.time_embeddings(timesteps), request.cache_threshold)

@@ -6,6 +6,7 @@ and the rotary tables. `WanDiT.forward` composes them for a single call; the den
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -49,10 +50,10 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
-    """Embedding of timesteps [N] in 0..1000: `dim / 2` cosines, then as many sines, float32 [N, dim]."""
+    """Embedding of float64 timesteps [N] in 0..1000: `dim / 2` cosines, then as many sines, float32 [N, dim]."""
     half = dim // 2
     frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
-    phase = timestep.double()[:, None] * frequency
+    phase = timestep[:, None] * frequency
     return torch.cat([phase.cos(), phase.sin()], dim=-1).float()
 
 
@@ -220,10 +221,11 @@ class WanDiT(nn.Module):
     def device(self) -> torch.device:
         return self.patch_embedding.weight.device
 
-    def time_embeddings(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    def time_embeddings(self, timesteps: Sequence[float] | Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps [N] in 0..1000 to the embedding [N, dim] and the block modulation [N, 6, dim], both float32."""
         embedding = self.time_embedding[0]
-        x = sinusoid(timestep, self.config.freq_dim).to(embedding.weight.dtype)
+        timesteps = torch.as_tensor(timesteps, dtype=torch.float64, device=self.device)
+        x = sinusoid(timesteps, self.config.freq_dim).to(embedding.weight.dtype)
         time = self.time_embedding(x)
         return time.float(), self.time_projection(time).unflatten(-1, (6, -1)).float()
 

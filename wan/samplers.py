@@ -7,6 +7,7 @@ UniPC: Zhao et al. 2023 (order 2, bh2, x0 prediction, corrector always on). DPM-
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -14,18 +15,37 @@ from torch import Tensor
 from wan.errors import InvalidRequest
 
 GRIDS = ("wan", "diffusers")
+OFFICIAL_TOP = 0.9990000128746033  # float32(0.999): the official training grid's largest sigma is kept in float32
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Noise levels of a run: `sigmas` has one entry more than `timesteps` and ends with 0."""
+    """Noise levels of a run and the timestep that the model is told at each.
+
+    `sigmas` fall from the level at which the run starts to 0 and are one more than `timesteps`.
+    """
 
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]
 
+    @classmethod
+    def of(cls, levels: Sequence[float], whole_timesteps: bool) -> "Schedule":
+        """A step from each of `levels` to the next and from the last to 0; timesteps cut to integers if asked."""
+        timesteps = [1000 * level for level in levels]
+        return cls((*levels, 0.0), tuple(float(int(t)) for t in timesteps) if whole_timesteps else tuple(timesteps))
+
     @property
     def steps(self) -> int:
         return len(self.timesteps)
+
+    def truncated(self, start: int) -> "Schedule":
+        """The steps from `start` on, for content that is already at noise level sigmas[start].
+
+        Raises InvalidRequest if no step would be left.
+        """
+        if not 0 <= start < self.steps:
+            raise InvalidRequest("first step", start, f"0 to {self.steps - 1}")
+        return Schedule(self.sigmas[start:], self.timesteps[start:])
 
 
 def shifted(sigma: float, shift: float) -> float:
@@ -33,8 +53,9 @@ def shifted(sigma: float, shift: float) -> float:
 
 
 def _linspace(start: float, stop: float, steps: int) -> list[float]:
-    """`steps` points from `start`, the next one being `stop`."""
-    return [start + (stop - start) * i / steps for i in range(steps)]
+    """`steps` points from `start`, the next one being `stop`; rounded as numpy does, which decides on integers."""
+    step = (stop - start) / steps
+    return [i * step + start for i in range(steps)]
 
 
 def schedule(sampler: str, steps: int, flow_shift: float, grid: str = "wan") -> Schedule:
@@ -46,17 +67,13 @@ def schedule(sampler: str, steps: int, flow_shift: float, grid: str = "wan") -> 
     """
     if sampler not in SAMPLERS:
         raise InvalidRequest("sampler", sampler, ", ".join(SAMPLERS))
+    start, stop = 1.0, 0.0
     if sampler == "unipc":
-        start, stop = (0.999, 0.0) if grid == "wan" else (1.0, 0.001)
-        sigmas = [shifted(s, flow_shift) for s in _linspace(start, stop, steps)]
-        if sigmas[0] == 1.0:
-            sigmas[0] -= 1e-6  # log((1 - sigma) / sigma) must be finite
-    else:
-        sigmas = [shifted(s, flow_shift) for s in _linspace(1.0, 0.0, steps)]
-    timesteps = [1000 * s for s in sigmas]
-    if sampler != "euler":
-        timesteps = [float(int(t)) for t in timesteps]
-    return Schedule(tuple(sigmas) + (0.0,), tuple(timesteps))
+        start, stop = (OFFICIAL_TOP, 0.0) if grid == "wan" else (1.0, 0.001)
+    sigmas = [shifted(s, flow_shift) for s in _linspace(start, stop, steps)]
+    if sampler == "unipc" and abs(sigmas[0] - 1.0) < 1e-6:
+        sigmas[0] -= 1e-6  # log((1 - sigma) / sigma) must be finite
+    return Schedule.of(sigmas, whole_timesteps=sampler != "euler")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from loadtest.bench.cases import PROMPT_TOKENS, Case
 from wan import keys
 from wan.checkpoint import Checkpoint
 from wan.config import Defaults, DiTConfig, VAEConfig
-from wan.denoise import denoise
+from wan.denoise import denoise, schedule_of
 from wan.dit import WanDiT
 from wan.optimize import Options, optimized
 from wan.pipeline import Pipeline
@@ -90,7 +90,7 @@ def ours(case: Case) -> Run:
     shape = request.latent_shape(dit.config.in_channels)
     latents, _, context = _inputs(Case(**case.as_dict() | {"shape": shape}), dit.config.text_dim)
     caches, grid = (checkpoint.caches, checkpoint.grid) if checkpoint else ({}, "diffusers")
-    options = dict(grid=grid, cache_model=caches.get(request.cache), latents=latents[0])
+    options = dict(schedule=schedule_of(request, grid), cache_model=caches.get(request.cache), latents=latents[0])
     return lambda: denoise(dit, *context, request, **options)[0]
 
 

@@ -8,8 +8,7 @@ import wan.cost
 from service.cost import DEFAULT_FILE, CostModel
 from service.errors import SettingsError
 from tests.conftest import PROJECT_ROOT
-from wan import samplers
-from wan.denoise import computed_steps
+from wan.denoise import computed_steps, schedule_of
 from wan.pipeline import Pipeline
 from wan.request import GenerationRequest
 
@@ -80,7 +79,7 @@ def written(pipeline, tmp_path_factory):
 def difference(pipeline, written, **given) -> float:
     """Relative difference between the prices of the service and of the model package, which knows the exact plan."""
     request = GenerationRequest.create(pipeline.defaults, "a cat", seed=0, **given)
-    schedule = samplers.schedule(request.sampler, request.steps, request.flow_shift, pipeline.grid)
+    schedule = schedule_of(request, pipeline.grid)
     plan = computed_steps(pipeline.dit, schedule, pipeline.caches.get(request.cache), request)
     return written.predict(vars(request)) / MEASURED.predict_request(request, plan) - 1
 

@@ -3,6 +3,7 @@ import torch
 
 import wan
 from contract import Defaults, Geometry, ModelCard
+from tests.wan.reference import relative_error
 from wan.denoise import Conditioning, Denoiser, Expert, Resume
 from wan.samplers import SamplerState
 from wan.teacache import TeaCacheModel
@@ -83,6 +84,18 @@ def test_no_step_before_a_skipped_one_is_offered_for_resuming(dit, texts):
     for now, then in zip(seen, seen[1:], strict=False):
         assert now.resumable == then.computed
     assert not seen[-1].resumable
+
+
+def test_a_schedule_that_was_cut_short_runs_only_the_rest(dit, texts):
+    asked, seen = request(sampler="euler", guidance_end=0.5), []
+    whole, _ = denoise(dit, *texts, asked, on_step=seen.append)
+    rest = Denoiser((Expert(dit),), Geometry()).schedule(asked).truncated(3)
+    later = request(sampler="euler", guidance_scale=1.0)  # the first half had the guidance
+    continued, info = denoise(dit, *texts, later, schedule=rest, latents=seen[2].state.latents, on_step=seen.append)
+    assert relative_error(continued, whole) < 1e-5
+    assert (seen[-1].step, seen[-1].steps, info.steps_computed) == (3, 3, 3)
+    _, half = denoise(dit, *texts, asked, schedule=rest)
+    assert half.forwards == 2 + 2 + 1  # guidance for half of the steps that run, rounded up
 
 
 def test_progress_reports_every_step_once(dit, texts):

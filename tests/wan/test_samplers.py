@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from wan.errors import InvalidRequest
-from wan.samplers import SAMPLERS, SamplerState, schedule
+from wan.samplers import SAMPLERS, SamplerState, Schedule, schedule, shifted
 
 
 def toy_velocity(x, sigma):
@@ -75,9 +76,77 @@ def test_official_timesteps(steps, shift, timesteps):
     assert list(schedule("unipc", steps, shift).timesteps) == timesteps
 
 
+SHIFTS = (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16)
+
+
+def official_timesteps(start, steps, shift):
+    """The official formulas in numpy: a float64 grid from `start` to 0 without its last point, shifted, cut."""
+    base = np.linspace(start, 0.0, steps + 1)[:-1]
+    return (1000 * (shift * base / (1 + (shift - 1) * base))).astype(np.int64).tolist()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "start"), [("unipc", np.float32(0.999).item()), ("dpm++", 1.0)], ids=["unipc", "dpm++"]
+)
+def test_every_official_schedule_has_the_integer_timesteps_of_numpy(sampler, start):
+    wrong = [
+        (steps, shift)
+        for shift in SHIFTS
+        for steps in range(1, 101)
+        if list(schedule(sampler, steps, shift).timesteps) != official_timesteps(start, steps, shift)
+    ]
+    assert not wrong
+
+
+def test_every_schedule_of_the_diffusers_grid_is_that_of_diffusers():
+    wrong = []
+    for shift in SHIFTS:
+        scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+        for steps in range(1, 101):
+            scheduler.set_timesteps(steps)
+            ours = schedule("unipc", steps, shift, "diffusers")
+            same = list(ours.timesteps) == scheduler.timesteps.tolist()
+            if not same or np.abs(np.array(ours.sigmas) - scheduler.sigmas.numpy()).max() > 1e-7:
+                wrong.append((steps, shift))
+    assert not wrong
+
+
 def test_last_timesteps_of_the_longest_official_schedules():
     assert list(schedule("unipc", 50, 5).timesteps)[-5:] == [405, 356, 302, 241, 172, 92][-5:]
     assert list(schedule("unipc", 40, 12).timesteps)[-3:] == [492, 386, 235]
+
+
+@pytest.mark.parametrize(
+    ("steps", "shift", "strength"), [(20, 5.0, 0.6), (50, 3.0, 0.8), (10, 5.0, 0.35), (8, 5.0, 0.3)]
+)
+def test_unipc_on_a_truncated_schedule_follows_diffusers_started_in_the_middle(steps, shift, strength):
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    scheduler.set_timesteps(steps)
+    first = steps - int(steps * strength)  # as diffusers' WanVideoToVideoPipeline
+    scheduler.set_begin_index(first)
+    plan = schedule("unipc", steps, shift, "diffusers").truncated(first)
+    assert list(plan.timesteps) == scheduler.timesteps[first:].tolist()
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, 4, 16, generator=generator)
+    x = scheduler.add_noise(x0, noise, scheduler.timesteps[first : first + 1].expand(4))
+    state = SamplerState((1 - plan.sigmas[0]) * x0 + plan.sigmas[0] * noise)
+    torch.testing.assert_close(state.latents, x, rtol=0, atol=1e-6)
+    for i, t in enumerate(scheduler.timesteps[first:]):
+        x = scheduler.step(toy_velocity(x, plan.sigmas[i]), t, x, return_dict=False)[0]
+        state = SAMPLERS["unipc"](state, toy_velocity(state.latents, plan.sigmas[i]), plan.sigmas, i)
+    torch.testing.assert_close(state.latents, x, rtol=0, atol=1e-5)
+
+
+def test_a_few_listed_levels_are_a_schedule():
+    plan = Schedule.of([shifted(level, 5.0) for level in (1.0, 0.75, 0.5, 0.25)], whole_timesteps=False)
+    assert plan.timesteps == pytest.approx([1000, 937.5, 833.3333, 625])
+    assert plan == schedule("euler", 4, 5.0)
+
+
+@pytest.mark.parametrize("start", [-1, 4])
+def test_a_schedule_is_not_cut_to_nothing(start):
+    with pytest.raises(InvalidRequest, match=f"first step is {start}; allowed: 0 to 3"):
+        schedule("unipc", 4, 5.0).truncated(start)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -41,7 +41,7 @@ def embeddings():
         torch.nn.init.normal_(parameter, std=0.3)
     schedule = samplers.schedule("unipc", 50, 5.0)
     with torch.no_grad():
-        return dit.time_embeddings(torch.tensor(schedule.timesteps, dtype=torch.float64))
+        return dit.time_embeddings(schedule.timesteps)
 
 
 @pytest.mark.parametrize(("name", "retention"), OFFICIAL)
