@@ -39,9 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         exported(choice.repository, choice.checkpoint, say)
         with Stack(choice.repository, choice.state, choice.port, choice.host, choice.workers, say) as stack:
             show(stack)
-            while stack.triton.failure is None:
-                time.sleep(1)
-            raise stack.triton.failure
+            while True:
+                time.sleep(3600)
     except KeyboardInterrupt:
         say("stopped")
         return 0

@@ -101,7 +101,11 @@ def _descendants(pid: int) -> list[psutil.Process]:
 
 
 class Stack:
-    """Context manager; `url` is the gateway's address. `state` keeps jobs, videos, run directories and logs."""
+    """Context manager; `url` is the gateway's address. `state` keeps jobs, videos, run directories and logs.
+
+    A Triton that dies is started again, however often: the gateway goes on serving what is finished. Only a first start
+    that fails ends the stack. `triton_restarts` sets a limit (see `TritonServer`).
+    """
 
     def __init__(
         self,
@@ -112,7 +116,7 @@ class Stack:
         workers: int = 1,
         on_progress: Callable[[str], None] = lambda text: None,
         environment: dict[str, str] | None = None,
-        triton_restarts: int = 5,
+        triton_restarts: int | None = None,
     ):
         self.repository, self.state, self.host, self.workers = repository, state.absolute(), host, workers
         self.triton_restarts = triton_restarts

@@ -138,7 +138,8 @@ def find_libpython() -> Path | None:
     """The directory of the running version's libpython.so; None if the system's loader finds it by itself."""
     name = f"libpython{python_tag()}.so.1.0"
     for folder in (sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib"):
-        if folder and (Path(folder) / name).is_file():
+        # os.path: a folder that may not be read, as some images configure it, is one without the library.
+        if folder and os.path.isfile(os.path.join(folder, name)):
             return Path(folder)
     if ctypes.util.find_library(f"python{python_tag()}"):
         return None

@@ -7,8 +7,9 @@
 
     this program ── guard ── tritonserver ── one Python stub for each instance of a Python model
 
-The guard (`triton_guard`) cleans up behind the server whatever way this program ends. A watching thread starts the
-server again, on the same ports, when it ends or hangs, when a stub has died, and when a worker says that a stage hangs.
+The guard (`triton_guard`) cleans up behind the server whatever way this program ends, and this program behind a guard that
+was killed (`triton_leftovers`). A watching thread starts the server again, on the same ports, when it ends or hangs, when
+a stub has died, and when a worker says that a stage hangs.
 """
 
 import argparse
@@ -29,17 +30,19 @@ from pathlib import Path
 
 from service import runs
 from service import triton_install as install
+from service import triton_leftovers as leftovers
 from service.triton_install import ModelLoadFailed, PortInUse, TritonExited, TritonServerError
 from service.triton_log import LogReader, load_failure, port_conflict, progress, stopped_idle, tail
 from service.triton_processes import Stub, find_stubs, first_dead
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-GUARD = Path(__file__).with_name("triton_guard.py")
 POLL_SECONDS = 0.1
 WATCH_SECONDS = 0.5
 LIVE_CHECK_SECONDS = 5.0
 LIVE_CHECK_FAILURES = 6  # in a row: half a minute without an answer to a request that needs no model
 RESTART_WINDOW_SECONDS = 600.0
+SHORT_LIFE_SECONDS = 10.0
+LONGEST_PAUSE_SECONDS = 60.0
 PORT_ATTEMPTS = 3
 
 logger = logging.getLogger(__name__)
@@ -51,7 +54,8 @@ class TritonServer:
 
     Port 0 takes a free one. `run_dir` becomes WAN_RUN_DIR of the stages and `environment` adds to theirs.
     `on_progress(model, ready, total)` is called for every model that became ready. Times in seconds, sizes in bytes.
-    `restart_limit` restarts within ten minutes are made, then the server is given up: `failure` says why.
+    `restart_limit` restarts within ten minutes are made, then the server is given up: `failure` says why. Without a limit
+    it is started again for ever; one that never comes up, or dies at once, ever more slowly.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class TritonServer:
         cache_bytes: int = 256 << 20,
         start_timeout: float = 600.0,
         exit_timeout: int = 30,
-        restart_limit: int = 5,
+        restart_limit: int | None = 5,
         on_progress: Progress | None = None,
     ):
         self.repository = Path(repository).resolve()
@@ -86,6 +90,7 @@ class TritonServer:
         self._start_timeout, self._exit_timeout, self._restart_limit = start_timeout, exit_timeout, restart_limit
         self._on_progress = on_progress or (lambda model, ready, total: None)
         self._guard: subprocess.Popen | None = None
+        self._traces = "", ""  # prefix and temporary folder of the guarded server
         self._stubs: list[Stub] = []
         self._ready = threading.Event()
         self._stopping = threading.Event()
@@ -128,6 +133,7 @@ class TritonServer:
     def start(self) -> None:
         """Return when every model is ready; raises a TritonServerError that says what to do."""
         found = install.find_installation(self._binary)
+        leftovers.sweep()
         install.check_shm(install.required_shm(install.read_manifest(self.repository)))
         for name, port in zip(("HTTP", "gRPC", "metrics"), self._ports, strict=True):
             if port:
@@ -176,22 +182,15 @@ class TritonServer:
         """Start the guarded server and wait until it is ready."""
         self.log_path = self._open_log()
         reader = LogReader(self.log_path)
-        folder = Path(tempfile.mkdtemp(prefix="wan-triton-"))
-        shm_prefix = f"wan_triton_{uuid.uuid4().hex[:12]}_"
-        command = self._command(found, install.prepare_backends(found, folder), shm_prefix)
-        guard = [sys.executable, "-I", "-S", str(GUARD), "--shm-prefix", shm_prefix, "--folder", str(folder)]
-        guard += ["--grace", str(self._exit_timeout + 5), "--launcher", str(os.getpid()), "--"]
+        folder = tempfile.mkdtemp(prefix="wan-triton-")
+        shm_prefix = f"{leftovers.FAMILY}{uuid.uuid4().hex[:12]}_"
+        self._traces = shm_prefix, folder
+        command = self._command(found, install.prepare_backends(found, Path(folder)), shm_prefix)
+        options = ["--shm-prefix", shm_prefix, "--folder", folder, "--grace", str(self._exit_timeout + 5)]
+        options += ["--launcher", str(os.getpid()), "--"]
         stage_settings = {"WAN_RUN_DIR": str(self.run_dir)} if self.run_dir else {}
-        with self.log_path.open("ab") as log:
-            self._guard = subprocess.Popen(
-                guard + command,
-                stdin=subprocess.PIPE,
-                bufsize=0,
-                stdout=log,
-                stderr=log,
-                env=install.environment(found, PROJECT_ROOT, stage_settings | self._environment),
-                start_new_session=True,  # Ctrl-C reaches this program only, which then stops in order
-            )
+        environment = install.environment(found, PROJECT_ROOT, stage_settings | self._environment)
+        self._guard = leftovers.start_guard(options + command, environment, self.log_path, *self._traces)
         try:
             self._wait_until_ready(reader)
         except BaseException:
@@ -284,32 +283,39 @@ class TritonServer:
                     guard.stdin.write(b"k")
                     break
                 time.sleep(POLL_SECONDS)
-        guard.wait()
+        if guard.wait() < 0:  # killed, before it could clean up
+            leftovers.remove(*self._traces)
         guard.stdin.close()
 
     def _watch(self, found: install.Installation) -> None:
         """Restart the server whenever something of it has died; runs in its own thread until `stop`."""
         recent: list[float] = []
+        early_ends = 0  # in a row
         while not self._stopping.is_set():
+            began = time.monotonic()
             reason = self._wait_for_trouble()
             if reason is None:
                 return
+            early_ends = early_ends + 1 if time.monotonic() - began < SHORT_LIFE_SECONDS else 0
             recent = [t for t in recent if t > time.monotonic() - RESTART_WINDOW_SECONDS] + [time.monotonic()]
-            if len(recent) > self._restart_limit:
+            if self._restart_limit is not None and len(recent) > self._restart_limit:
                 self._give_up(
                     TritonExited(f"given up after {self._restart_limit} restarts; last: {reason}; log: {self.log_path}")
                 )
                 return
-            logger.warning("%s; starting Triton again (%d of at most %d)", reason, len(recent), self._restart_limit)
             # A server with a dead stub does not end before its exit timeout, and nothing it runs can be saved.
             self._end_guard(b"k")
+            pause = pause_after(early_ends)
+            logger.warning(
+                "%s; starting Triton again in %g s (for the %d. time in ten minutes)", reason, pause, len(recent)
+            )
+            if self._stopping.wait(pause):
+                return
             try:
                 self._launch(found)
                 self.restarts += 1
             except (TritonServerError, OSError) as error:
                 logger.error("Triton did not start again: %s", error)
-                if self._stopping.wait(min(2.0 ** len(recent), 30.0)):
-                    return
 
     def _give_up(self, failure: TritonServerError) -> None:
         logger.error("%s", failure)
@@ -334,6 +340,11 @@ class TritonServer:
                 if failures >= LIVE_CHECK_FAILURES:
                     return f"tritonserver gave no sign of life in {failures} checks"
         return None
+
+
+def pause_after(early_ends: int) -> float:
+    """Seconds to wait before the next start when so many in a row ended early; the first is forgiven."""
+    return min(2.0 ** min(early_ends - 1, 10), LONGEST_PAUSE_SECONDS) if early_ends > 1 else 0.0
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+
+import torch
 
 from stages.metrics import DenoiseMetrics
 from stages.preview import PreviewProjection
-from stages.rundir import RunDirectory, StepCheckpoint
+from stages.rundir import CheckpointDamaged, RunDirectory, StepCheckpoint
 from wan.denoise import Progress, Resume, guided_steps
 from wan.errors import Cancelled
 from wan.request import GenerationRequest
@@ -18,6 +21,11 @@ from wan.samplers import SamplerState
 CHECKPOINT_SHARE = 0.01  # of the loop's time; where writing takes more, checkpoints come less often,
 LONGEST_PAUSE = 4  # but at least every so many intervals
 RECENT_STEPS = 5  # of a kind; their mean follows a machine that others slow down
+logger = logging.getLogger(__name__)
+
+
+class NotFinite(Exception):
+    """The arithmetic broke down: a sick device, or a number type that the weights overflow. No request is to blame."""
 
 
 def fingerprint(request: GenerationRequest, model: str) -> str:
@@ -64,7 +72,10 @@ class TimeLeft:
 
 
 class DenoiseRun:
-    """The `on_step` of one request, whose `plan` says which steps are computed. Without a directory only the metrics are kept."""
+    """The `on_step` of one request, whose `plan` says which steps are computed.
+
+    `gone()` says that the caller no longer waits. Without a directory there is nothing to report to.
+    """
 
     def __init__(
         self,
@@ -75,8 +86,11 @@ class DenoiseRun:
         intervals: Intervals,
         metrics: DenoiseMetrics,
         preview: PreviewProjection | None = None,
+        gone: Callable[[], bool] = lambda: False,
     ):
         self.directory, self.metrics = directory, metrics
+        self.refused: str | None = None  # why a checkpoint that was there is not used
+        self._gone = gone
         self._request, self._intervals, self._preview = request, intervals, preview
         self._fingerprint = fingerprint(request, model)
         self._first_step = 0
@@ -86,33 +100,47 @@ class DenoiseRun:
 
     def resume_point(self) -> Resume | None:
         """Where an earlier run of this request was stopped; raises CheckpointRefused if the file is of another request."""
-        checkpoint = self.directory.load_checkpoint(self._fingerprint) if self.directory else None
+        checkpoint = self._sound_checkpoint() if self.directory else None
         if checkpoint is None:
             return None
         self._first_step = checkpoint.step
         self.metrics.resumed(checkpoint.step)
         return Resume(checkpoint.step, SamplerState.from_tensors(checkpoint.state))
 
+    def _sound_checkpoint(self) -> StepCheckpoint | None:
+        """A damaged checkpoint costs the steps it held, not the request; it is removed, so that nobody keeps it."""
+        try:
+            return self.directory.load_checkpoint(self._fingerprint)
+        except CheckpointDamaged as error:
+            self.refused = str(error)
+            logger.warning("request %s starts over: %s", self.directory.path.name, error)
+            self.directory.remove_checkpoint()
+            return None
+
     def begin(self) -> None:
         """Before the first step: the request is seen to run, and a cancel that came while it waited counts."""
         self.metrics.started(time.time())
         if self.directory:
             self._write_progress(self._first_step, self._request.steps, 0, 0.0)
-            if self.directory.cancelled():
-                self._stop(self._first_step)
+        if self._cancelled():
+            self._stop(self._first_step)
 
     def __call__(self, progress: Progress) -> None:
         self.metrics.stepped("computed" if progress.computed else "cached", progress.seconds, time.time())
         self._time_left.took(progress.step - 1, progress.seconds)
-        if self.directory is None:
-            return
-        self._write_progress(progress.step, progress.steps, progress.skipped, progress.seconds)
-        cancelled = progress.step < progress.steps and self.directory.cancelled()
-        # A worker that must leave its machine also cancels: what was done until now should not be lost.
-        self._save_checkpoint(progress, at_once=cancelled)
-        self._save_preview(progress)
+        if not torch.isfinite(progress.state.latents).all():  # before a checkpoint keeps them
+            raise NotFinite(f"the latents are NaN or infinite after step {progress.step} of {progress.steps}")
+        cancelled = progress.step < progress.steps and self._cancelled()
+        if self.directory:
+            self._write_progress(progress.step, progress.steps, progress.skipped, progress.seconds)
+            # A worker that must leave its machine also cancels: what was done until now should not be lost.
+            self._save_checkpoint(progress, at_once=cancelled)
+            self._save_preview(progress)
         if cancelled:
             self._stop(progress.step)
+
+    def _cancelled(self) -> bool:
+        return (self.directory is not None and self.directory.cancelled()) or self._gone()
 
     def _write_progress(self, step: int, steps: int, skipped: int, seconds: float) -> None:
         left = self._time_left.after(step)

@@ -1,6 +1,7 @@
 """The denoise stage: loads the DiT once and runs the loop for one request at a time."""
 
 import json
+import math
 import time
 from dataclasses import fields
 
@@ -9,11 +10,12 @@ import torch
 
 from stages.artifacts import Artifacts
 from stages.denoise_run import DenoiseRun, Intervals
-from stages.device import device_tensor, leave_room
-from stages.inputs import find, flag, scalar
+from stages.device import device_tensor, leave_room, on_device
+from stages.inputs import find, flag, json_object, scalar
+from stages.limits import Limits
 from stages.metrics import DenoiseMetrics
 from stages.preview import PreviewProjection
-from stages.rundir import RunDirectory
+from stages.rundir import RunDirectory, sweep
 from stages.settings import StageSettings, threads
 from wan import compile
 from wan.checkpoint import Checkpoint
@@ -23,14 +25,22 @@ from wan.errors import InvalidRequest
 from wan.fp8 import load_dit
 from wan.optimize import Options, optimize
 from wan.pipeline import describe
-from wan.request import GenerationRequest
+from wan.request import LIMITS, GenerationRequest
 
 
 class DenoiseStage:
     def __init__(self, artifacts: Artifacts, settings: StageSettings, metrics: DenoiseMetrics):
         self._manifest, self._settings, self._metrics = artifacts.manifest, settings, metrics
         self._text = artifacts.manifest["text"]
+        self._limits = Limits.of(artifacts.manifest, settings)
         self._device = torch.device(artifacts.device or settings.device)
+        if settings.run_dir:
+            sweep(settings.run_dir)
+        with on_device(self._device):
+            self._load(artifacts)
+
+    def _load(self, artifacts: Artifacts) -> None:
+        settings = self._settings
         leave_room(artifacts.manifest, "denoise", self._device)
         if self._device.type == "cpu":
             instances = artifacts.manifest["instances"]["denoise"]
@@ -61,14 +71,24 @@ class DenoiseStage:
                 denoise(self._dit, context, context, request, schedule=schedule_of(request, self._grid))
 
     def handle(self, request) -> dict[str, np.ndarray | torch.Tensor]:
+        with on_device(self._device):
+            return self._handle(request)
+
+    def _handle(self, request) -> dict[str, np.ndarray | torch.Tensor]:
         generation, tokenized_at = _generation(scalar(request, "REQUEST", "STRING"))
+        self._limits.check(generation)
         dims = (1, self._text["length"], self._text["dim"])
         context, negative = device_tensor(request, "CONTEXT", dims), device_tensor(request, "NEGATIVE_CONTEXT", dims)
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
         preview = self._preview if flag(request, "preview") else None
         plan = self._plan(generation)
-        run = DenoiseRun(generation, plan, self._model, directory, self._intervals, self._metrics, preview)
+        run = DenoiseRun(
+            generation, plan, self._model, directory and directory.open(), self._intervals, self._metrics, preview,
+            gone=request.is_cancelled,
+        )  # fmt: skip
         latents, info = self._run(run, generation, context[0], negative[0])
+        if run.refused:
+            info["checkpoint_refused"] = run.refused
         if (encoding := _encoding_seconds(request, tokenized_at)) is not None:
             info["seconds"] = {"text_encoder": round(encoding, 4)} | info["seconds"]
         return {"LATENTS": latents, "INFO": np.array([json.dumps(info)], np.object_)}
@@ -114,12 +134,18 @@ def _options(settings: StageSettings, device: torch.device) -> Options:
 
 def _generation(text: str) -> tuple[GenerationRequest, float]:
     """The request that the tokenizer resolved, and when it did (monotonic seconds)."""
-    names = {field.name for field in fields(GenerationRequest)}
+    what = "the REQUEST of the tokenizer model"
+    values = json_object("REQUEST", text, what)
     try:
-        values = json.loads(text)
-        return GenerationRequest(**{name: values[name] for name in names}), float(values["tokenized_at"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise InvalidRequest("REQUEST", text, "the REQUEST of the tokenizer model") from error
+        generation = GenerationRequest(**{field.name: values[field.name] for field in fields(GenerationRequest)})
+        tokenized_at = float(values["tokenized_at"])
+        (generation.prompt + generation.negative_prompt).encode()  # JSON can escape half a surrogate pair
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise InvalidRequest("REQUEST", text, what) from error
+    whole = all(type(getattr(generation, name)) is int for name, limit in LIMITS.items() if limit.integer)
+    if not whole or not math.isfinite(tokenized_at):
+        raise InvalidRequest("REQUEST", text, what)
+    return generation, tokenized_at
 
 
 def _encoding_seconds(request, tokenized_at: float) -> float | None:

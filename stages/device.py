@@ -1,5 +1,8 @@
 """Tensors and memory of a stage that may run on a GPU."""
 
+import contextlib
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,17 +10,28 @@ from stages.inputs import array
 from wan.errors import InvalidRequest
 
 
-def device_tensor(request, name: str, dims: tuple[int, ...]) -> Tensor:
+def on_device(device: torch.device) -> contextlib.AbstractContextManager:
+    """Makes `device` the current one, where TensorRT and kernels that know no tensors' device launch; nothing on a CPU.
+
+    For the span of a call: the current device belongs to a thread, and Triton chooses the thread.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def device_tensor(
+    request, name: str, dims: tuple[int, ...], check: Callable[[tuple], None] = lambda shape: None
+) -> Tensor:
     """A float32 tensor of a request where it is, on a GPU or the host; checked like `stages.inputs.array`."""
     found = next((tensor for tensor in request.inputs() if tensor.name() == name), None)
     if found is None or found.is_cpu():
-        return torch.from_numpy(array(request, name, "FP32", dims))
+        return torch.from_numpy(array(request, name, "FP32", dims, check))
     tensor = torch.from_dlpack(found.to_dlpack())
     fits = tensor.dim() == len(dims) and all(
         d == s or (d == -1 and s > 0) for d, s in zip(dims, tensor.shape, strict=True)
     )
     if tensor.dtype != torch.float32 or not fits:
         raise InvalidRequest(name, f"{tensor.dtype} {list(tensor.shape)}", f"FP32 {list(dims)}")
+    check(tuple(tensor.shape))
     if not torch.isfinite(tensor).all():
         raise InvalidRequest(name, "NaN or infinity", "finite numbers")
     return tensor

@@ -4,7 +4,7 @@ Works on anything shaped like `pb_utils.InferenceRequest`, so it needs no Triton
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ PARAMETERS = {
     "GUIDANCE_END": "FP32",
 }
 NUMPY_TYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "FP64": np.float64, "STRING": np.object_}
+MAX_JSON_CHARACTERS = 1 << 20  # ten times what the longest prompts make of it
 
 
 def find(request, name: str) -> np.ndarray | None:
@@ -36,8 +37,13 @@ def find(request, name: str) -> np.ndarray | None:
     return next((tensor.as_numpy() for tensor in request.inputs() if tensor.name() == name), None)
 
 
-def array(request, name: str, kind: str, dims: tuple[int, ...]) -> np.ndarray:
-    """A tensor that must be there, with its type and shape; -1 in `dims` allows any length of at least 1."""
+def array(
+    request, name: str, kind: str, dims: tuple[int, ...], check: Callable[[tuple], None] = lambda shape: None
+) -> np.ndarray:
+    """A tensor that must be there, with its type and shape; -1 in `dims` allows any length of at least 1.
+
+    `check(shape)` may refuse the shape before anything as large as the tensor is made.
+    """
     value = find(request, name)
     shown = f"{kind} {list(dims)}"
     if value is None:
@@ -47,6 +53,7 @@ def array(request, name: str, kind: str, dims: tuple[int, ...]) -> np.ndarray:
     )
     if value.dtype != NUMPY_TYPES[kind] or not fits:
         raise InvalidRequest(name, f"{value.dtype} {list(value.shape)}", shown)
+    check(value.shape)
     if kind.startswith("FP") and not np.isfinite(value).all():
         raise InvalidRequest(name, "NaN or infinity", "finite numbers")
     return value
@@ -90,29 +97,23 @@ def generation_request(request, defaults: Defaults) -> tuple[GenerationRequest, 
         raise InvalidRequest(error.field.upper(), error.value, error.allowed) from None
 
 
-def check_video_bytes(request: GenerationRequest, limit: int) -> None:
-    """Refuse a video whose frames would not fit the server, though each of its sides is allowed."""
-    size = 3 * request.width * request.height * request.num_frames
-    if size > limit:
-        shape = f"{request.width}x{request.height}x{request.num_frames} = {size / 1e6:.0f} MB of frames"
-        raise InvalidRequest(
-            "WIDTH x HEIGHT x NUM_FRAMES", shape, f"at most {limit / 1e6:.0f} MB (WAN_MAX_VIDEO_BYTES)"
-        )
-
-
-def check_cache(request: GenerationRequest, calibrated: Collection[str]) -> None:
-    """Refuse a step cache that the checkpoint is not calibrated for."""
-    if request.cache_threshold > 0 and request.cache not in calibrated:
-        known = ", ".join(calibrated) or "none"
-        allowed = f"with CACHE_THRESHOLD above 0: {known}, as calibrated by python -m wan.calibrate"
-        raise InvalidRequest("CACHE", request.cache, allowed)
-
-
 def parameter(request, name: str, default):
     """One of the request parameters that Triton passes to every step; they arrive as a JSON text."""
     values = request.parameters()
-    values = json.loads(values) if isinstance(values, str) else values
-    return (values or {}).get(name, default)
+    return json_object("parameters", values, "a JSON object").get(name, default) if values else default
+
+
+def json_object(name: str, text: str, what: str) -> dict:
+    """A JSON object out of a request; anything else is refused as not being `what`."""
+    if len(text) > MAX_JSON_CHARACTERS:
+        raise InvalidRequest(name, f"{len(text)} characters", f"{what}, at most {MAX_JSON_CHARACTERS} characters")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidRequest(name, text, what)
+    return value
 
 
 def flag(request, name: str) -> bool:

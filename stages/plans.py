@@ -9,7 +9,6 @@ from pathlib import Path
 
 from stages.artifacts import ArtifactError
 from wan.errors import InvalidRequest
-from wan.request import GenerationRequest
 
 AMPERE = (8, 0)
 
@@ -54,17 +53,17 @@ def check_content(path: Path, plan: dict, command: str) -> None:
         raise ArtifactError(f"{path} is not the plan that the manifest describes (sha256 {digest[:12]}…); {command}")
 
 
-def check_size(request: GenerationRequest, sizes: dict | None) -> None:
+def check_size(width: int, height: int, sizes: dict | None) -> None:
     """Refuse a video size that the plans were not built for; `sizes` is the manifest's, None where every size will do."""
-    if sizes is None or [request.width, request.height] in sizes["fixed"]:
+    if sizes is None or [width, height] in sizes["fixed"]:
         return
     allowed = [f"{w}x{h}" for w, h in sizes["fixed"]]
     if sizes["range"]:
         low, high = sizes["range"]
-        if low[0] <= request.width <= high[0] and low[1] <= request.height <= high[1]:
+        if low[0] <= width <= high[0] and low[1] <= height <= high[1]:
             return
         allowed.append(f"{low[0]}x{low[1]} to {high[0]}x{high[1]}")
-    raise InvalidRequest("width x height", f"{request.width}x{request.height}", ", ".join(allowed))
+    raise InvalidRequest("width x height", f"{width}x{height}", ", ".join(allowed))
 
 
 def profile_index(plan: dict, shapes: dict[str, tuple[int, ...]]) -> int:

@@ -21,6 +21,8 @@ def answer(pb_utils, requests: list, handle: Callable[[object], dict]) -> list:
 
 def _answer_one(pb_utils, request, handle: Callable[[object], dict]):
     try:
+        if request.is_cancelled():
+            raise Cancelled("cancelled while it waited")
         outputs = handle(request)
     except Exception as error:
         return pb_utils.InferenceResponse(error=triton_error(pb_utils, error))

@@ -9,6 +9,7 @@ from stages.inputs import array
 from stages.metrics import StageMetrics
 from stages.settings import StageSettings, threads
 from stages.text_runtime import OnnxTextEncoder
+from wan.errors import InvalidRequest
 
 
 class TextEncoderStage:
@@ -34,6 +35,8 @@ class TextEncoderStage:
     def handle(self, request) -> dict[str, np.ndarray]:
         dims = (1, self._text["length"])
         ids, mask = array(request, "IDS", "INT32", dims), array(request, "MASK", "INT32", dims)
+        if not np.array_equal(mask, np.sort(mask != 0)[:, ::-1]):
+            raise InvalidRequest("MASK", mask.tolist(), "ones, and zeros after them")
         began = time.monotonic()
         context = self._encode(ids, mask)
         seconds = time.monotonic() - began

@@ -7,12 +7,12 @@ from dataclasses import asdict
 import numpy as np
 
 from stages.artifacts import Artifacts
-from stages.inputs import check_cache, check_video_bytes, generation_request
-from stages.plans import check_size
+from stages.inputs import generation_request
+from stages.limits import Limits
 from stages.rundir import RunDirectory
 from stages.settings import StageSettings
 from wan.config import Defaults
-from wan.request import CACHES, GenerationRequest
+from wan.request import GenerationRequest
 from wan.text import Tokenizer
 
 
@@ -21,17 +21,14 @@ class TokenizerStage:
 
     def __init__(self, artifacts: Artifacts, settings: StageSettings):
         self._defaults = Defaults.from_dict(artifacts.manifest["defaults"], "manifest.json: defaults")
-        self._settings, self._sizes = settings, artifacts.manifest.get("sizes")
-        self._caches = artifacts.manifest.get("caches", CACHES)
+        self._settings, self._limits = settings, Limits.of(artifacts.manifest, settings)
         self._tokenizer = Tokenizer(artifacts["tokenizer"])
         self._tokens("PROMPT", "warm up")
 
     def handle(self, request) -> dict[str, np.ndarray]:
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
         generation, drawn = generation_request(request, self._defaults)
-        check_video_bytes(generation, self._settings.max_video_bytes)
-        check_size(generation, self._sizes)
-        check_cache(generation, self._caches)
+        self._limits.check(generation)
         if drawn and directory and (seed := directory.checkpoint_seed()) is not None:
             # The server drew the seed of the interrupted run; this one goes on with it.
             generation = GenerationRequest(**asdict(generation) | {"seed": seed})

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stages.artifacts import ArtifactError, Artifacts
+from stages.device import on_device
 from stages.plans import check_content, check_plan, profile_index
 
 FIRST_PLAN, NEXT_PLAN = "first.plan", "next.plan"
@@ -99,6 +100,10 @@ class TrtVae:
 
     def step(self, latents: np.ndarray | Tensor, cache: int | None) -> tuple[Tensor, int]:
         """See `VaeRuntime.step`; `cache` is the number of the buffer set that holds it."""
+        with on_device(self._device):
+            return self._step(latents, cache)
+
+    def _step(self, latents: np.ndarray | Tensor, cache: int | None) -> tuple[Tensor, int]:
         latents = torch.as_tensor(latents).to(self._device, torch.float32).contiguous()
         self._allocate(*latents.shape[3:])
         name, target = (FIRST_PLAN, 0) if cache is None else (NEXT_PLAN, 1 - cache)
@@ -140,7 +145,7 @@ def open_trt_vae(artifacts: Artifacts, weights_on_gpu: float) -> TrtVae:
         on = device if name.startswith("vae_decoder/") else manifest["placement"][name.split("/")[0]][0]
         check_plan(name, plan, trt.__version__, torch.cuda.get_device_capability(on), artifacts.command)
     engines = {}
-    with torch.cuda.device(device):
+    with on_device(device):
         for name in (FIRST_PLAN, NEXT_PLAN):
             check_content(artifacts[name], manifest["plans"][f"vae_decoder/{name}"], artifacts.command)
             streams = manifest["plans"][f"vae_decoder/{name}"]["options"]["weight_streaming"]

@@ -9,7 +9,8 @@ import torch
 
 from stages.artifacts import Artifacts
 from stages.device import device_tensor
-from stages.inputs import scalar
+from stages.inputs import json_object, scalar
+from stages.limits import Limits
 from stages.metrics import StageMetrics
 from stages.rundir import RunDirectory
 from stages.settings import StageSettings, threads
@@ -32,17 +33,18 @@ class VaeDecoderStage:
     def __init__(self, artifacts: Artifacts, settings: StageSettings, metrics: StageMetrics):
         self._vae = artifacts.manifest["vae"]
         self._settings, self._metrics = settings, metrics
+        self._limits = Limits.of(artifacts.manifest, settings)
         self._runtime = _open_runtime(artifacts, settings)
         defaults, stride = artifacts.manifest["defaults"], self._vae["spatial_stride"]
         two_frames = (self._vae["z_dim"], 2, defaults["height"] // stride, defaults["width"] // stride)
         self._decode(torch.zeros(two_frames))
 
     def handle(self, request) -> dict[str, np.ndarray]:
-        latents = device_tensor(request, "LATENTS", (self._vae["z_dim"], -1, -1, -1))
+        latents = device_tensor(request, "LATENTS", (self._vae["z_dim"], -1, -1, -1), self._limits.check_latents)
         info = self._info(scalar(request, "DENOISE_INFO", "STRING"))
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
         began = time.monotonic()
-        frames = self._decode(latents, DecodeReport(directory, info) if directory else None)
+        frames = self._decode(latents, DecodeReport(directory and directory.open(), info, request.is_cancelled))
         if directory:
             directory.remove_checkpoint()
         seconds = time.monotonic() - began
@@ -52,11 +54,11 @@ class VaeDecoderStage:
 
     @staticmethod
     def _info(text: str) -> dict:
-        try:
-            info = json.loads(text)
-            info["seconds"]["denoise"], info["steps"], info["steps_skipped"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise InvalidRequest("DENOISE_INFO", text, "the INFO of the denoise model") from error
+        what = "the INFO of the denoise model"
+        info = json_object("DENOISE_INFO", text, what)
+        counted = all(type(info.get(name)) is int for name in ("steps", "steps_skipped"))
+        if not counted or not isinstance(info.get("seconds"), dict):
+            raise InvalidRequest("DENOISE_INFO", text, what)
         return info
 
     def _decode(self, latents: torch.Tensor, on_frame: Callable[[int, int], None] | None = None) -> np.ndarray:
@@ -73,10 +75,10 @@ class VaeDecoderStage:
 
 
 class DecodeReport:
-    """Writes the progress of decoding and looks for a cancel after each latent frame."""
+    """Writes the progress of decoding, where there is a directory, and looks for a cancel after each latent frame."""
 
-    def __init__(self, directory: RunDirectory, info: dict):
-        self._directory = directory
+    def __init__(self, directory: RunDirectory | None, info: dict, gone: Callable[[], bool]):
+        self._directory, self._gone = directory, gone
         self._fixed = {"step": info["steps"], "steps": info["steps"], "skipped": info["steps_skipped"]}
         self._began = time.monotonic()
 
@@ -87,6 +89,10 @@ class DecodeReport:
             "eta_seconds": round(average * (count - done), 3),
             "phase": "decode",
         }
-        self._directory.write_progress(self._fixed | progress)
-        if done < count and self._directory.cancelled():
+        if self._directory:
+            self._directory.write_progress(self._fixed | progress)
+        if done < count and self._cancelled():
             raise Cancelled(f"cancelled after decoding {done} of {count} latent frames")
+
+    def _cancelled(self) -> bool:
+        return (self._directory is not None and self._directory.cancelled()) or self._gone()

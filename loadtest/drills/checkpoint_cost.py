@@ -53,7 +53,7 @@ def loop_share(pipeline: Pipeline, folder: Path, steps: int, interval: float) ->
         pipeline.defaults, "a red circle moves left", seed=1, steps=steps, cache_threshold=0.0
     )
     context, negative = pipeline.encode([request.prompt, request.negative_prompt])
-    directory = TimedDirectory(folder, "loop")
+    directory = TimedDirectory(folder, "loop").open()
     run = DenoiseRun(request, (True,) * steps, "model", directory, Intervals(interval, interval), NoMetrics())
     began = time.perf_counter()
     pipeline.denoise(context, negative, request, on_step=run)
@@ -65,7 +65,7 @@ def write_seconds(folder: Path, latent: tuple[int, ...], times: int = 20) -> tup
     """(median seconds of a write, its bytes) for the full state of the default solver: latents, two predictions, anchor."""
     tensors = [torch.randn(latent) for _ in range(4)]
     state = SamplerState(tensors[0], (tensors[1], tensors[2]), tensors[3])
-    directory = TimedDirectory(folder, "write")
+    directory = TimedDirectory(folder, "write").open()
     for step in range(times):
         directory.save_checkpoint(StepCheckpoint(step, 1, state.tensors()), "fingerprint")
     return statistics.median(directory.seconds), directory.checkpoint_path.stat().st_size

@@ -177,7 +177,7 @@ def under_fire(repository: Path, steps: int, with_database: bool = True) -> Iter
     try:
         with (
             tempfile.TemporaryDirectory(prefix="wan-faults-") as folder,
-            Stack(repository, Path(folder), environment=environment, triton_restarts=1000) as stack,
+            Stack(repository, Path(folder), environment=environment) as stack,
         ):
             drill = Drill(stack, steps, postgres)
             drill.learn_reference()

@@ -1,6 +1,8 @@
 """A small client of the ensemble for the tests."""
 
 import json
+import re
+import urllib.request
 
 import numpy as np
 import tritonclient.grpc as grpcclient
@@ -30,3 +32,11 @@ def generate(url: str, *, request_id: str = "", parameters: dict | None = None, 
     with grpcclient.InferenceServerClient(url) as client:
         answer = client.infer("wan_t2v", tensors(**values), request_id=request_id, parameters=parameters)
         return answer.as_numpy("FRAMES"), json.loads(answer.as_numpy("INFO")[0])
+
+
+def metric(triton, name: str, **labels: str) -> float:
+    """The sum of all samples of a metric that carry the labels."""
+    text = urllib.request.urlopen(triton.metrics_url, timeout=10).read().decode()
+    samples = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", text, re.MULTILINE)
+    wanted = [f'{key}="{value}"' for key, value in labels.items()]
+    return sum(float(value) for found, value in samples if all(label in found for label in wanted))

@@ -2,12 +2,10 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import threading
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,19 +13,11 @@ import pytest
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from tests.model_repository.client import SMALLEST, generate
+from tests.model_repository.client import SMALLEST, generate, metric
 from wan.pipeline import Pipeline
 
 PROMPT = "a red circle moves left on a black background"
 SHORT = {"NUM_FRAMES": 5, "STEPS": 6}
-
-
-def metric(triton, name: str, **labels: str) -> float:
-    """The sum of all samples of a metric that carry the labels."""
-    text = urllib.request.urlopen(triton.metrics_url, timeout=10).read().decode()
-    samples = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", text, re.MULTILINE)
-    wanted = [f'{key}="{value}"' for key, value in labels.items()]
-    return sum(float(value) for found, value in samples if all(label in found for label in wanted))
 
 
 def start(triton, **request) -> threading.Thread:
@@ -195,6 +185,26 @@ def test_a_request_that_goes_on_from_a_checkpoint_makes_the_identical_video(trit
     assert info["resumed_from"] >= 4
     assert info["steps_computed"] == 60 - info["resumed_from"]
     assert metric(triton, "wan_denoise_steps_total", kind="resumed") == resumed_before + info["resumed_from"]
+
+
+@pytest.mark.parametrize("mask", [1, 0x40])
+def test_a_checkpoint_with_flipped_bits_changes_no_video_and_fails_no_request(triton, mask):
+    request = dict(PROMPT=PROMPT, SEED=11, STEPS=60, NUM_FRAMES=5, CACHE_THRESHOLD=0.0)
+    expected, _ = generate(triton.grpc_url, **request)
+    run = triton.run_dir / f"flipped-{mask}"
+    thread = start(triton, request_id=run.name, **request)
+    wait_for_step(triton, run.name, 4)
+    (run / "cancel").touch()
+    thread.join(30)
+    (run / "cancel").unlink()
+    content = np.frombuffer((run / "checkpoint.safetensors").read_bytes(), np.uint8).copy()
+    places = np.random.default_rng(0).choice(np.arange(len(content) // 2, len(content) - 100), 200, replace=False)
+    content[places] ^= mask
+    (run / "checkpoint.safetensors").write_bytes(content.tobytes())
+    frames, info = generate(triton.grpc_url, request_id=run.name, **request)
+    assert np.array_equal(frames, expected)
+    assert info["resumed_from"] is None
+    assert "digest" in info["checkpoint_refused"]
 
 
 def test_a_request_without_a_seed_goes_on_with_the_seed_that_the_server_drew(triton):

@@ -67,3 +67,14 @@ def test_the_environment_of_the_stubs_begins_with_this_python_and_the_project(mo
     assert libraries[0] == "/triton/libs"
     assert libraries[-1] == "/already/there"
     assert values["WAN_RUN_DIR"] == "/runs"
+
+
+def test_a_configured_library_folder_that_may_not_be_read_is_passed_over(monkeypatch, tmp_path):
+    if os.geteuid() == 0:
+        locked = PermissionError(13, "Permission denied")  # root may read everything
+        monkeypatch.setattr(os, "stat", lambda *a, **k: (_ for _ in ()).throw(locked))
+    (tmp_path / "lib").mkdir(mode=0)
+    monkeypatch.setattr(triton_install.sysconfig, "get_config_var", lambda name: str(tmp_path / "lib"))
+    monkeypatch.setattr(triton_install.sys, "base_prefix", "/nowhere")
+    monkeypatch.setattr(triton_install.ctypes.util, "find_library", lambda name: "libpython.so")
+    assert triton_install.find_libpython() is None

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
 
 from service import runs
 from service.triton_install import (
@@ -26,7 +27,7 @@ from service.triton_install import (
     TritonNotFound,
     find_installation,
 )
-from service.tritonserver import PROJECT_ROOT, TritonServer
+from service.tritonserver import PROJECT_ROOT, TritonServer, pause_after
 from tests.service import minimal_repository
 
 
@@ -74,11 +75,11 @@ def traces(repository: Path) -> Traces:
     return Traces({guard.pid, *(p.pid for p in guard.children(recursive=True))}, [*regions, Path(folder)])
 
 
-def echo(server: TritonServer) -> list[int]:
+def echo(server: TritonServer, first: int = 3, seconds: float | None = None) -> list[int]:
     with grpcclient.InferenceServerClient(server.grpc_url) as client:
         tensor = grpcclient.InferInput("X", [2], "INT32")
-        tensor.set_data_from_numpy(np.array([3, 4], np.int32))
-        return client.infer("echo", [tensor]).as_numpy("Y").tolist()
+        tensor.set_data_from_numpy(np.array([first, 4], np.int32))
+        return client.infer("echo", [tensor], client_timeout=seconds).as_numpy("Y").tolist()
 
 
 def wait_for_restart(server: TritonServer, restarts: int) -> None:
@@ -169,12 +170,50 @@ def test_everything_ends_when_the_launcher_is_killed(repository):
     left.wait_until_gone()
 
 
-def test_everything_ends_when_the_guard_is_killed(repository):
-    with TritonServer(repository, restart_limit=0):
-        guard = guard_of(repository)
-        server_and_stubs = {process.pid for process in guard.children(recursive=True)}
-        guard.kill()
-        Traces(server_and_stubs, []).wait_until_gone()
+def test_when_the_guard_is_killed_nothing_stays_of_a_busy_server_and_another_starts(repository):
+    with TritonServer(repository, restart_limit=None) as server:
+        left = traces(repository)
+        with pytest.raises(InferenceServerException, match="Deadline"):
+            echo(server, minimal_repository.STALL, seconds=1)
+        guard_of(repository).kill()
+        left.wait_until_gone()
+        wait_for_restart(server, 1)
+        assert echo(server) == [3, 4]
+
+
+def test_what_a_killed_guard_without_a_launcher_left_is_removed_by_the_next_start(repository, tmp_path):
+    process = foreground(repository)
+    left = traces(repository)
+    guard = guard_of(repository)
+    guard.suspend()  # it would clean up as soon as its launcher is gone
+    process.kill()
+    process.wait()
+    guard.kill()
+    other = minimal_repository.write(tmp_path / "other")
+    with TritonServer(other) as running, TritonServer(other):  # a second start leaves the first alone
+        left.wait_until_gone()
+        assert echo(running) == [3, 4]
+
+
+def test_without_a_limit_it_is_started_until_it_comes_up_again(repository, monkeypatch, caplog):
+    monkeypatch.setattr("service.tritonserver.LONGEST_PAUSE_SECONDS", 0.1)
+    model = repository / "echo" / "1" / "model.py"
+    sound = model.read_text()
+    with TritonServer(repository, restart_limit=None) as server:
+        model.write_text("raise RuntimeError('no weights today')")
+        os.kill(server.stubs[0].process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 120
+        while caplog.text.count("did not start again") < 6 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert caplog.text.count("no weights today") >= 6
+        model.write_text(sound)
+        assert server.wait_ready(60)
+        assert echo(server) == [3, 4]
+
+
+def test_the_pauses_between_starts_that_fail_grow_up_to_a_minute():
+    assert [pause_after(ends) for ends in range(5)] == [0, 0, 2, 4, 8]
+    assert pause_after(5000) == 60
 
 
 def test_a_port_in_use_is_named(repository):

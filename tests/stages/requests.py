@@ -26,12 +26,16 @@ class Request:
     tensors: dict[str, np.ndarray]
     id: str = ""
     values: dict = field(default_factory=dict)
+    gone: bool = False  # the caller no longer waits
 
     def inputs(self) -> list[Tensor]:
         return [Tensor(name, array) for name, array in self.tensors.items()]
 
     def request_id(self) -> str:
         return self.id
+
+    def is_cancelled(self) -> bool:
+        return self.gone
 
     def parameters(self) -> str:
         return json.dumps(self.values)

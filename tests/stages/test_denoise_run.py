@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stages.denoise_run import DenoiseRun, Intervals, fingerprint
+from stages.denoise_run import DenoiseRun, Intervals, NotFinite, fingerprint
 from stages.metrics import DenoiseMetrics
 from stages.rundir import CheckpointRefused, RunDirectory
 from tests.stages.recording_metrics import RecordingBackend
@@ -23,9 +23,9 @@ def progress(step: int, computed: bool = True, resumable: bool = True, seconds: 
     return Progress(step, 10, 0, computed, seconds, resumable, state, state.latents)
 
 
-def run(directory, intervals=ALWAYS, request=REQUEST, backend=None, plan=(True,) * 10) -> DenoiseRun:
+def run(directory, intervals=ALWAYS, request=REQUEST, backend=None, plan=(True,) * 10, **options) -> DenoiseRun:
     metrics = DenoiseMetrics(backend or RecordingBackend(), "0_0")
-    return DenoiseRun(request, plan, "model", directory, intervals, metrics)
+    return DenoiseRun(request, plan, "model", directory, intervals, metrics, **options)
 
 
 def eta(directory) -> float | None:
@@ -34,7 +34,7 @@ def eta(directory) -> float | None:
 
 @pytest.fixture
 def directory(tmp_path) -> RunDirectory:
-    return RunDirectory(tmp_path, "r")
+    return RunDirectory(tmp_path, "r").open()
 
 
 def test_every_step_is_reported_with_the_time_that_is_left(directory):
@@ -135,3 +135,36 @@ def test_a_cancel_that_came_while_the_request_waited_stops_it_before_its_first_s
 def test_a_cancel_after_the_last_step_is_too_late(directory):
     (directory.path / "cancel").touch()
     run(directory)(progress(10, resumable=False))
+
+
+def test_a_damaged_checkpoint_starts_the_run_over_says_why_and_is_removed(directory, caplog):
+    run(directory)(progress(4))
+    damaged = bytearray(directory.checkpoint_path.read_bytes())
+    damaged[-100] ^= 1
+    directory.checkpoint_path.write_bytes(damaged)
+    backend = RecordingBackend()
+    again = run(directory, backend=backend)
+    assert again.resume_point() is None
+    assert "does not have the digest" in again.refused
+    assert "request r starts over" in caplog.text
+    assert not directory.checkpoint_path.exists()
+    assert backend.of("wan_denoise_steps_total", kind="resumed").value == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_latents_that_are_not_finite_end_the_run_and_no_checkpoint_keeps_them(directory, value):
+    state = SamplerState(torch.full((16, 2, 8, 8), value))
+    with pytest.raises(NotFinite, match="NaN or infinite after step 4 of 10"):
+        run(directory)(replace(progress(4), state=state))
+    assert not directory.checkpoint_path.exists()
+
+
+@pytest.mark.parametrize("with_directory", [True, False])
+def test_a_caller_that_is_gone_stops_the_run_after_the_step(directory, with_directory):
+    gone = []
+    loop = run(directory if with_directory else None, gone=lambda: bool(gone))
+    loop.begin()
+    loop(progress(3))
+    gone.append(True)
+    with pytest.raises(Cancelled, match="cancelled after step 4 of 10"):
+        loop(progress(4))

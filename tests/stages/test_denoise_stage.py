@@ -1,5 +1,6 @@
 """What the settings of the denoise stage do: how it computes is chosen, reported and part of a checkpoint's identity."""
 
+import contextlib
 import json
 from dataclasses import asdict, replace
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from stages import denoise_stage
 from stages.artifacts import Artifacts
+from stages.denoise_run import NotFinite
 from stages.denoise_stage import DenoiseStage
 from stages.metrics import DenoiseMetrics
 from stages.rundir import CheckpointRefused
@@ -34,7 +37,7 @@ def stage(repository, tmp_path):
 
 @pytest.fixture
 def ask(checkpoint):
-    """INFO of a short request to a stage."""
+    """INFO of a short request to a stage, some of whose REQUEST may be replaced."""
     opened = Checkpoint.open(checkpoint)
     defaults = replace(opened.defaults, width=32, height=32, num_frames=5, steps=3)
     generation = GenerationRequest.create(defaults, "a cat", seed=1, cache_threshold=0.0)
@@ -45,8 +48,9 @@ def ask(checkpoint):
         "REQUEST": text(json.dumps(asdict(generation) | {"tokenized_at": 0.0})),
     }
 
-    def send(stage: DenoiseStage, request_id: str = "") -> dict:
-        return json.loads(stage.handle(Request(tensors, request_id))["INFO"][0])
+    def send(stage: DenoiseStage, request_id: str = "", **changed) -> dict:
+        given = json.loads(tensors["REQUEST"][0]) | changed
+        return json.loads(stage.handle(Request(tensors | {"REQUEST": text(json.dumps(given))}, request_id))["INFO"][0])
 
     return send
 
@@ -80,3 +84,52 @@ def test_every_size_to_warm_runs_with_and_without_guidance(stage, monkeypatch):
     assert {(r.width, r.height, r.num_frames, r.guidance_scale == 1) for r in ran} == {
         (32, 32, 5, False), (32, 32, 5, True), (48, 32, 1, False), (48, 32, 1, True),
     }  # fmt: skip
+
+
+def test_flipped_bits_in_a_checkpoint_cost_its_steps_and_change_nothing_else(stage, ask, tmp_path):
+    here = stage()
+    ask(here, "job-1")
+    path = tmp_path / "job-1" / "checkpoint.safetensors"
+    damaged = bytearray(path.read_bytes())
+    for place in range(len(damaged) - 3000, len(damaged) - 1000, 10):
+        damaged[place] ^= 1
+    path.write_bytes(damaged)
+    info = ask(here, "job-1")
+    assert info["resumed_from"] is None
+    assert info["steps_computed"] == 3
+    assert "does not have the digest" in info["checkpoint_refused"]
+    assert "checkpoint_refused" not in ask(here, "job-1")
+
+
+def test_arithmetic_that_breaks_down_is_no_fault_of_the_request(stage, ask):
+    sick = stage()
+    with torch.inference_mode():
+        next(sick._dit.parameters()).fill_(float("nan"))
+    with pytest.raises(NotFinite, match="after step 1 of 3"):
+        ask(sick)
+
+
+@pytest.mark.parametrize("changed", [
+    {"width": 2048, "height": 2048, "num_frames": 257}, {"width": 10**400}, {"width": 32.0}, {"steps": True},
+    {"prompt": "\ud800"}, {"sampler": []}, {"tokenized_at": 10**400}, {"tokenized_at": None}, {"seed": -1},
+])  # fmt: skip
+def test_a_request_that_did_not_pass_the_tokenizer_is_checked_here(stage, ask, changed):
+    with pytest.raises(InvalidRequest):
+        ask(stage(), **changed)
+
+
+def test_it_loads_and_computes_while_its_device_is_current(stage, ask, monkeypatch):
+    current, ran_on = [], []
+
+    @contextlib.contextmanager
+    def on_device(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    original = denoise_stage.denoise
+    monkeypatch.setattr(denoise_stage, "on_device", on_device)
+    monkeypatch.setattr(denoise_stage, "denoise", lambda *a, **k: (ran_on.append(current[-1:]), original(*a, **k))[1])
+    ask(stage())
+    assert ran_on == [[torch.device("cpu")]] * len(ran_on)
+    assert len(ran_on) > 1  # warming up and the request

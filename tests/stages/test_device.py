@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.device import device_tensor
+from stages.device import device_tensor, on_device
 from tests.stages.requests import Request
 from wan.errors import InvalidRequest
 
@@ -55,3 +55,8 @@ def test_what_does_not_fit_is_refused_on_the_gpu_as_on_the_host(tensor, message)
 def test_a_missing_tensor_is_named():
     with pytest.raises(InvalidRequest, match="CONTEXT is None"):
         device_tensor(Request({}), "CONTEXT", (1,))
+
+
+def test_a_stage_on_a_gpu_makes_it_the_current_one_and_a_stage_on_a_cpu_touches_none():
+    assert on_device(torch.device("cuda:1")).idx == 1
+    assert not isinstance(on_device(torch.device("cpu")), torch.cuda.device)

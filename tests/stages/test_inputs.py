@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -61,22 +59,6 @@ def test_a_32_bit_number_means_the_decimal_that_was_written():
     assert (request.guidance_end, request.cache) == (0.1, "magcache")
 
 
-def test_a_cache_without_calibration_is_refused_unless_it_is_off():
-    request, _ = inputs.generation_request(Request({"PROMPT": text("x"), "CACHE": text("magcache")}), DEFAULTS)
-    inputs.check_cache(request, [])
-    asked = replace(request, cache_threshold=0.1)
-    inputs.check_cache(asked, ["magcache"])
-    with pytest.raises(InvalidRequest, match="CACHE is 'magcache'; allowed: with CACHE_THRESHOLD above 0: teacache"):
-        inputs.check_cache(asked, ["teacache"])
-
-
-def test_a_video_beyond_the_limit_is_refused_though_each_side_is_allowed():
-    request, _ = inputs.generation_request(Request({"PROMPT": text("x")}), DEFAULTS)
-    inputs.check_video_bytes(request, 3 * 64 * 64 * 17)
-    with pytest.raises(InvalidRequest, match=r"WIDTH x HEIGHT x NUM_FRAMES is '64x64x17 = 0 MB.*WAN_MAX_VIDEO_BYTES"):
-        inputs.check_video_bytes(request, 3 * 64 * 64 * 17 - 1)
-
-
 def test_an_array_is_checked_for_presence_type_shape_and_finite_numbers():
     latents = np.zeros((16, 2, 8, 8), np.float32)
     dims = (16, -1, -1, -1)
@@ -99,3 +81,18 @@ def test_a_flag_is_a_boolean_request_parameter():
     assert not inputs.flag(Request({}), "preview")
     with pytest.raises(InvalidRequest, match="parameter preview is 'yes'; allowed: true or false"):
         inputs.flag(Request({}, values={"preview": "yes"}), "preview")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "nul", "[" * 100_000, '{"a":' * 100_000, "1" * 5000, " " * (2 << 20)])
+def test_what_is_no_json_object_is_refused_however_deep_or_long(text):
+    with pytest.raises(InvalidRequest, match="INFO is .*; allowed: the INFO of a stage"):
+        inputs.json_object("INFO", text, "the INFO of a stage")
+
+
+def test_a_shape_is_refused_before_its_values_are_looked_at():
+    def refuse(shape):
+        raise InvalidRequest("LATENTS", shape, "smaller")
+
+    latents = np.full((16, 2, 8, 8), np.nan, np.float32)
+    with pytest.raises(InvalidRequest, match="allowed: smaller"):
+        inputs.array(Request({"LATENTS": latents}), "LATENTS", "FP32", (16, -1, -1, -1), refuse)

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from stages.denoise_run import NotFinite
 from stages.responses import answer
 from stages.rundir import CheckpointRefused
+from tests.stages.requests import Request
 from wan.errors import Cancelled, InvalidRequest
 
 
@@ -31,6 +33,7 @@ class Backend:
         (CheckpointRefused("another fingerprint"), "INVALID_ARG"),
         (Cancelled("cancelled after step 3 of 20"), "CANCELLED"),
         (RuntimeError("out of memory"), "INTERNAL"),
+        (NotFinite("the latents are NaN"), "INTERNAL"),
         (MemoryError(), "INTERNAL"),
     ],
 )
@@ -38,18 +41,23 @@ def test_an_error_becomes_an_answer_with_its_code_and_message(error, code):
     def handle(request):
         raise error
 
-    (response,) = answer(Backend, ["request"], handle)
+    (response,) = answer(Backend, [Request({})], handle)
     assert response.error.code == code
     assert str(error) in response.error.message
 
 
 def test_one_bad_request_does_not_spoil_the_others():
     def handle(request):
-        if request == "bad":
-            raise InvalidRequest("X", request, "good")
+        if request.id == "bad":
+            raise InvalidRequest("X", request.id, "good")
         return {"Y": np.ones(2)}
 
-    good, bad, also_good = answer(Backend, ["good", "bad", "good"], handle)
+    good, bad, also_good = answer(Backend, [Request({}, name) for name in ("good", "bad", "good")], handle)
     assert good.outputs["Y"].tolist() == [1, 1] == also_good.outputs["Y"].tolist()
     assert good.error is None
     assert bad.error.code == "INVALID_ARG"
+
+
+def test_a_request_whose_caller_is_gone_is_not_begun():
+    (response,) = answer(Backend, [Request({}, gone=True)], lambda request: pytest.fail("it was"))
+    assert response.error.code == "CANCELLED"

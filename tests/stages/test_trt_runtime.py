@@ -1,5 +1,6 @@
 """The driver of the TensorRT decoder, with ONNX Runtime in the place of the engines; those are tested by their calls."""
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from export.tensorrt.sizes import Sizes, vae_profiles
 from export.tensorrt.vae_cache import decoder_slots
+from stages import trt_runtime
 from stages.trt_runtime import FIRST_PLAN, NEXT_PLAN, TrtVae
 from stages.vae_runtime import decode
 from wan.checkpoint import Checkpoint
@@ -97,6 +99,23 @@ def test_a_new_size_takes_another_profile_and_other_buffers(runtime, vae):
 def test_a_size_without_a_profile_is_refused_before_anything_runs(runtime, vae):
     with pytest.raises(InvalidRequest, match=r"LATENTS is \[1, 16, 1, 20, 20\]; allowed: \[1, 16, 1, 8, 8\]"):
         runtime.step(_latents(vae, 1, 20, 20), None)
+
+
+def test_every_step_is_enqueued_while_the_device_of_the_stage_is_current(runtime, vae, monkeypatch):
+    current, enqueued_on = [], []
+
+    @contextlib.contextmanager
+    def on_device(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(trt_runtime, "on_device", on_device)
+    for engine in runtime._engines.values():
+        execute = engine.execute
+        engine.execute = lambda *a, run=execute: (enqueued_on.append(current[-1:]), run(*a))
+    _decoded(runtime, _latents(vae, 3, 8, 8))
+    assert enqueued_on == [[runtime._device]] * 3
 
 
 def test_pixels_are_those_of_the_cpu_stage(runtime, vae):

@@ -3,6 +3,7 @@
 import triton_python_backend_utils as pb_utils
 
 from stages.artifacts import Artifacts
+from stages.orphan import end_with_server
 from stages.responses import answer
 from stages.settings import load_settings
 from stages.tokenizer_stage import TokenizerStage
@@ -10,6 +11,7 @@ from stages.tokenizer_stage import TokenizerStage
 
 class TritonPythonModel:
     def initialize(self, args):
+        end_with_server()
         self.stage = TokenizerStage(Artifacts.open(args), load_settings())
 
     def execute(self, requests):
