@@ -13,12 +13,14 @@ from pathlib import Path
 
 from service import runs, storage, video
 from service.errors import (
+    CheckpointRefused,
     GenerationCancelled,
     GenerationFailed,
     GenerationRejected,
     LeaseLost,
     NotFound,
     ServiceError,
+    StageHung,
     StorageError,
     Unavailable,
 )
@@ -27,13 +29,11 @@ from service.settings import Settings
 from service.store import JobStore, Lease, Progress
 from service.store.jobs import TERMINAL
 from service.triton import Generator
+from service.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.05  # how often the run directory is looked at
 REPORT_SECONDS = 0.3  # least time between two progress reports to the database
-UNHEALTHY = (
-    "is not healthy"  # Triton's words for a Python stage that hangs; it says so at once to every later request too
-)
 
 
 class Stop(Enum):
@@ -64,13 +64,11 @@ class Attempt:
         self.denoising, self._freed = True, freed
         self.stop: Stop | None = None
         self._phase: str | None = None
+        self._first_step: int | None = None  # of the checkpoint that this attempt goes on from
         self._last_step = 0
         self._last_progress: dict = {}
-        self._upload: asyncio.Task | None = None
-        self._stored: dict = {}  # columns about uploads, for the next heartbeat
-        self._uploaded_step = lease.job.checkpoint_step or 0
+        self._uploads = Uploads(tools.files, lease, self.run_dir)
         self._reported: Progress | None = None
-        self._previewed = 0.0
         self._moved = time.monotonic()
 
     async def run(self) -> str:
@@ -93,10 +91,11 @@ class Attempt:
             return self._lost()
         finally:
             self._free_slot()
-            for task in (follower, work, self._upload):
-                if task is not None and not task.done():
+            for task in (follower, work):
+                if not task.done():
                     task.cancel()
                     await asyncio.wait({task})
+            await self._uploads.stop()
 
     def ask(self, stop: Stop) -> None:
         """Stop the denoise loop before its next step."""
@@ -122,7 +121,7 @@ class Attempt:
         except GenerationCancelled as error:
             return await self._stopped(error)
         except GenerationRejected as error:
-            return await self._end(self.tools.store.fail, self.lease, "invalid_value", str(error), False)
+            return await persistently(self.tools.store.fail, self.lease, "invalid_value", str(error), False)
         except (GenerationFailed, StorageError) as error:
             return await self._broken(error)
         except Exception as error:
@@ -139,6 +138,7 @@ class Attempt:
                 await self._stubbornly(self.tools.files.get, job.checkpoint_key, self.run_dir.checkpoint)
             except NotFound:
                 logger.warning("the checkpoint is no longer stored; starting over")
+        self._first_step = runs.checkpoint_step(self.run_dir.checkpoint) or 0
         if self.stop is not None:
             self.run_dir.cancel()
 
@@ -177,7 +177,7 @@ class Attempt:
         info = {**info, "seconds": seconds, "frames_sha256": digest}
         if gpu_seconds := sum(computed.values()):
             info["gpu_seconds"] = gpu_seconds
-        status = await self._end(self.tools.store.complete, self.lease, key, size, info)
+        status = await persistently(self.tools.store.complete, self.lease, key, size, info)
         if status == "completed":
             self._measure(info, seconds)
         await self._tidy(key if status != "completed" else None)
@@ -197,18 +197,11 @@ class Attempt:
 
     async def _tidy(self, video: str | None) -> None:
         """Remove what nobody needs any more; the sweep of a deleted job removes the rest."""
-        if self._upload is not None:
-            await asyncio.wait({self._upload})  # it would bring back what is removed here
-        files, job = self.tools.files, self.job
-        keys = [
-            video,
-            job.checkpoint_key,
-            storage.checkpoint_key(job.id, self.lease.fence),
-            storage.preview_key(job.id),
-        ]
-        for key in dict.fromkeys(filter(None, keys)):
+        await self._uploads.wait()  # it would bring back what is removed here
+        for key in filter(None, (video, storage.preview_key(self.job.id))):
             with contextlib.suppress(StorageError):
-                await asyncio.to_thread(files.delete, key)
+                await asyncio.to_thread(self.tools.files.delete, key)
+        await self._uploads.remove_checkpoints(self.lease.fence + 1)
 
     # --- the ways an attempt can end early
 
@@ -216,11 +209,11 @@ class Attempt:
         """The loop saw the cancel file: on request of the caller, or because the worker hands its jobs over."""
         if self.stop is Stop.drain:
             await self._keep_checkpoint()
-            await self._end(self.tools.store.release, self.lease)
-            logger.info("handed over", extra={"step": self._uploaded_step})
+            await persistently(self.tools.store.release, self.lease)
+            logger.info("handed over", extra={"step": self._uploads.step})
             return "queued"
         if self.stop is Stop.cancel:
-            await self._end(self.tools.store.cancelled, self.lease)
+            await persistently(self.tools.store.cancelled, self.lease)
             await self._tidy(None)
             logger.info("cancelled")
             return "cancelled"
@@ -228,17 +221,17 @@ class Attempt:
 
     async def _broken(self, error: ServiceError) -> str:
         """Keep the newest checkpoint for the next attempt, unless it may be what broke this one."""
-        if "checkpoint.safetensors" in str(error):
+        if isinstance(error, CheckpointRefused):
             logger.warning("the checkpoint is dropped", extra={"reason": str(error)})
-            await self._end(self.tools.store.drop_checkpoint, self.lease)
+            await persistently(self.tools.store.drop_checkpoint, self.lease)
             for job_id, _, run in runs.attempts(self.tools.settings.runs):
                 if job_id == self.job.id:
                     run.checkpoint.unlink(missing_ok=True)
         else:
             await self._keep_checkpoint()
-        if UNHEALTHY in str(error):
+        if isinstance(error, StageHung):
             runs.mark_broken(self.tools.settings.runs)
-        status = await self._end(self.tools.store.fail, self.lease, error.code, str(error), True)
+        status = await persistently(self.tools.store.fail, self.lease, error.code, str(error), True)
         logger.warning("the attempt failed", extra={"reason": str(error), "status": status})
         return status
 
@@ -250,17 +243,6 @@ class Attempt:
     def _lost(self) -> str:
         logger.warning("the lease was lost; nothing is written")
         return "lost"
-
-    async def _end(self, operation, *arguments):
-        """A final write to the store, tried for as long as the database is away: the result must not be lost."""
-        pause = 0.2
-        while True:
-            try:
-                return await asyncio.to_thread(operation, *arguments)
-            except Unavailable as error:
-                logger.warning("the result waits for the database", extra={"reason": str(error)})
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 5)
 
     async def _stubbornly(self, operation, *arguments):
         """An operation on files, tried again for `storage_retry_seconds`."""
@@ -287,7 +269,7 @@ class Attempt:
             if self.stop is not None:
                 self.run_dir.cancel()
             age = time.monotonic() - last_beat
-            news = self._report(progress) != self._reported or self._stored
+            news = self._report(progress) != self._reported or self._uploads.news
             if age >= self.tools.settings.heartbeat_seconds or (news and age >= REPORT_SECONDS):
                 last_beat = time.monotonic()
                 if not await self._beat(progress):
@@ -303,9 +285,9 @@ class Attempt:
         """Follow the step counter: durations for the metrics, the slot that becomes free."""
         if progress != self._last_progress:
             self._last_progress, self._moved = progress, time.monotonic()
-        step = int(progress.get("step", 0))
+        step = progress.get("step", 0)
         if step > self._last_step:
-            seconds = float(progress.get("step_seconds") or 0)
+            seconds = progress.get("step_seconds", 0)
             if seconds > 0 and progress.get("phase", "denoise") == "denoise":
                 for _ in range(min(step - self._last_step, 1000)):
                     worker_metrics().step.observe(seconds)
@@ -316,67 +298,46 @@ class Attempt:
     def _report(self, progress: dict) -> Progress:
         phase = self._phase or progress.get("phase")
         eta = progress.get("eta_seconds") if phase in ("denoise", "decode") else None
-        return Progress(progress.get("step"), progress.get("steps"), progress.get("skipped"), phase, eta)
+        step = progress.get("step") or self._first_step
+        return Progress(step, progress.get("steps"), progress.get("skipped"), phase, eta)
 
     async def _beat(self, progress: dict) -> bool:
         """Heartbeat with the newest progress; False when the lease is gone. A database that is away is tried again."""
         report = self._report(progress)
-        if self._phase is None and (self._upload is None or self._upload.done()):
-            self._upload = asyncio.create_task(self._upload_news())
-        stored, self._stored = self._stored, {}
+        if self._phase is None:
+            self._uploads.begin()
+        news = self._uploads.take()
         try:
-            full = Progress(**{**vars(report), **stored})
+            full = Progress(**{**vars(report), **news})
             cancel = await asyncio.to_thread(self.tools.store.heartbeat, self.lease, full)
         except LeaseLost:
             return False
         except Unavailable as error:
-            self._stored = {**stored, **self._stored}
+            self._uploads.news = {**news, **self._uploads.news}
             logger.warning("heartbeat not stored", extra={"reason": str(error)})
             return True
         self._reported = report
         if cancel:
             self.ask(Stop.cancel)
+        await self._uploads.told(news)
         return True
-
-    async def _upload_news(self) -> None:
-        """Beside the heartbeats, which a slow store must not delay."""
-        try:
-            self._stored |= await self._upload_checkpoint() or {}
-            self._stored |= await self._upload_preview() or {}
-        except (ServiceError, OSError) as error:
-            logger.warning("checkpoint or preview not stored", extra={"reason": str(error)})
 
     async def _keep_checkpoint(self) -> None:
         """Store the newest checkpoint and say so, before the job goes to another worker."""
-        try:
-            columns = {**self._stored, **(await self._upload_checkpoint() or {})}
-        except ServiceError as error:
-            logger.warning("the last checkpoint is not stored", extra={"reason": str(error)})
-            columns = self._stored
-        if columns:
-            await self._end(self.tools.store.heartbeat, self.lease, Progress(**columns))
+        if news := await self._uploads.last_checkpoint():
+            await persistently(self.tools.store.heartbeat, self.lease, Progress(**news))
 
-    async def _upload_checkpoint(self) -> dict | None:
-        """Store a checkpoint that is newer than the stored one; returns the columns that say so."""
-        step = await asyncio.to_thread(runs.checkpoint_step, self.run_dir.checkpoint)
-        if step is None or step <= self._uploaded_step:
-            return None
-        key = storage.checkpoint_key(self.job.id, self.lease.fence)
-        await asyncio.to_thread(self.tools.files.put, self.run_dir.checkpoint, key)
-        self._uploaded_step = step
-        return {"checkpoint_key": key, "checkpoint_step": step}
 
-    async def _upload_preview(self) -> dict | None:
+async def persistently(operation, *arguments):
+    """A final write to the store, tried for as long as the database is away: the result must not be lost."""
+    pause = 0.2
+    while True:
         try:
-            changed = self.run_dir.preview.stat().st_mtime
-        except OSError:
-            return None
-        if changed <= self._previewed:
-            return None
-        key = storage.preview_key(self.job.id)
-        await asyncio.to_thread(self.tools.files.put, self.run_dir.preview, key)
-        self._previewed = changed
-        return {"preview_key": key}
+            return await asyncio.to_thread(operation, *arguments)
+        except Unavailable as error:
+            logger.warning("the result waits for the database", extra={"reason": str(error)})
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5)
 
 
 def _copy(source: Path, target: Path) -> None:

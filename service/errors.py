@@ -21,6 +21,9 @@ ServiceError
     ├── GenerationRejected                  Triton says that the request itself is wrong; no retry
     ├── GenerationCancelled                 the denoise loop saw the cancel file
     ├── GenerationFailed                    Triton or a stage broke; another attempt may succeed
+    │   ├── ServerStopped                   Triton went away during the request
+    │   ├── StageHung                       a stage answers nobody until Triton is restarted
+    │   └── CheckpointRefused               the stage cannot go on from this checkpoint
     └── StorageError                        the video store refused or did not answer
 """
 
@@ -130,6 +133,18 @@ class GenerationCancelled(ServiceError):
 
 class GenerationFailed(ServiceError):
     code = "generation_failed"
+
+
+class ServerStopped(GenerationFailed):
+    code = "worker_lost"
+
+
+class StageHung(GenerationFailed):
+    pass
+
+
+class CheckpointRefused(GenerationFailed):
+    pass
 
 
 class StorageError(ServiceError):

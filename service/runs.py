@@ -16,6 +16,10 @@ BROKEN = "broken"
 ATTEMPT = re.compile(r"(video_[0-9a-f]{32})-(\d+)")
 
 
+NUMBERS = {"step": int, "steps": int, "skipped": int, "step_seconds": float, "eta_seconds": float}
+PHASES = ("denoise", "decode")
+
+
 class Run:
     """The directory of one attempt."""
 
@@ -28,11 +32,15 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def progress(self) -> dict:
-        """What the stages reported last; empty before they did."""
+        """What the stages reported last, as far as it makes sense; empty before they did."""
         try:
-            return json.loads((self.path / "progress.json").read_text())
-        except (OSError, ValueError):
+            report = json.loads((self.path / "progress.json").read_text())
+        except (OSError, ValueError, RecursionError):
             return {}
+        if not isinstance(report, dict):
+            return {}
+        known = {name: kind(report[name]) for name, kind in NUMBERS.items() if _is_count(report.get(name))}
+        return known | ({"phase": report["phase"]} if report.get("phase") in PHASES else {})
 
     def cancel(self) -> None:
         """Stop the loop before its next step. On a full disk nothing is written; say it again then."""
@@ -45,6 +53,10 @@ class Run:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
+def _is_count(value) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1e9
+
+
 def checkpoint_step(path: Path) -> int | None:
     """The step a checkpoint was made at, from the header of the safetensors file; None when there is none to read."""
     try:
@@ -53,7 +65,7 @@ def checkpoint_step(path: Path) -> int | None:
             if not 0 < length < 1 << 20:
                 return None
             return int(json.loads(file.read(length))["__metadata__"]["step"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -68,6 +68,7 @@ class Settings(BaseSettings):
     storage_retry_seconds: Seconds = 60
     stall_seconds: Seconds = 900  # an attempt without any progress for this long is given up
     drain_seconds: float = Field(60, ge=0)  # how long a stopping worker lets its jobs run on before it hands them over
+    handover_seconds: Seconds = 45  # how long handing over may take, whatever is away
 
     # worker
     worker_id: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,64}$")  # default: host-pid

@@ -12,6 +12,7 @@ import fsspec
 from service.errors import NotFound, StorageError
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,64}/[A-Za-z0-9_.-]{1,80}")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)\.safetensors")
 CHUNK = 1 << 20
 
 
@@ -92,6 +93,15 @@ class Storage:
         path = self._path(key)
         with _storage_errors("delete"), contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(path)
+
+    def delete_checkpoints(self, job_id: str, before: int | None = None) -> None:
+        """Remove the job's checkpoints; with `before` only those of attempts with a smaller fence."""
+        folder = os.path.dirname(self._path(f"{job_id}/x"))
+        with _storage_errors("delete"), contextlib.suppress(FileNotFoundError):
+            for path in self.fs.ls(folder, detail=False):
+                match = CHECKPOINT.fullmatch(os.path.basename(path))
+                if match and (before is None or int(match[1]) < before):
+                    self.fs.rm_file(path)
 
     def delete_job(self, job_id: str) -> None:
         """Remove everything that was stored for a job."""

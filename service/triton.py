@@ -1,6 +1,7 @@
 """The seam between the service and Triton: is it ready, how many denoise slots, generate."""
 
 import json
+import logging
 from typing import Protocol
 
 import grpc
@@ -9,9 +10,20 @@ import tritonclient.grpc.aio as grpcclient
 from tritonclient.grpc import KeepAliveOptions
 from tritonclient.utils import InferenceServerException
 
-from service.errors import GenerationCancelled, GenerationFailed, GenerationRejected
+from service.errors import (
+    CheckpointRefused,
+    GenerationCancelled,
+    GenerationFailed,
+    GenerationRejected,
+    ServerStopped,
+    StageHung,
+)
 
+logger = logging.getLogger(__name__)
 ENSEMBLE = "wan_t2v"
+UNHEALTHY = "is not healthy"  # Triton's words for a Python stage that hangs; it says so to every later request too
+CHECKPOINT = "checkpoint.safetensors"  # the stage names the file in its message
+TRANSPORT = ("UNAVAILABLE", "UNKNOWN")  # set by gRPC when the connection breaks; stages and Triton use others
 # input name -> (request key, Triton type, numpy type)
 INPUTS = {
     "PROMPT": ("prompt", "BYTES", np.object_),
@@ -95,10 +107,21 @@ class TritonGenerator:
 
 
 def _translated(error: InferenceServerException) -> Exception:
+    """The one place that reads statuses and texts of Triton and gRPC."""
     message = str(error.message())[:1000]
-    status = str(error.status())
-    if "CANCELLED" in status:
+    status = str(error.status()).removeprefix("StatusCode.")
+    if status == "CANCELLED":
         return GenerationCancelled(message)
-    if "INVALID_ARGUMENT" in status and "checkpoint.safetensors" not in message:
+    if status in TRANSPORT or "RST_STREAM" in message:
+        logger.warning("the connection to Triton broke", extra={"reason": f"{message} ({status})"})
+        return ServerStopped(
+            "the inference server stopped while computing this video; if that happens again, it may lack the memory for it: "
+            "ask for a smaller size or fewer frames"
+        )
+    if CHECKPOINT in message:
+        return CheckpointRefused(f"{message} ({status})")
+    if UNHEALTHY in message:
+        return StageHung(f"{message} ({status})")
+    if status == "INVALID_ARGUMENT":
         return GenerationRejected(message)
-    return GenerationFailed(f"{message} ({status.removeprefix('StatusCode.')})")
+    return GenerationFailed(f"{message} ({status})")

@@ -15,7 +15,7 @@ import threading
 import time
 
 from service import runs
-from service.attempt import Attempt, Stop, Tools
+from service.attempt import Attempt, Stop, Tools, persistently
 from service.errors import ServiceError, SettingsError, Unavailable
 from service.logs import job_id, prompt_fields, setup
 from service.settings import Settings, load_settings
@@ -25,6 +25,7 @@ from service.store import JobStore, Lease
 logger = logging.getLogger(__name__)
 ALIVE_SECONDS = 5.0  # how often the worker reports itself
 TIDY_SECONDS = 5.0
+EXIT_SECONDS = 5.0  # for the last words to database and Triton, each
 
 
 class Worker:
@@ -50,6 +51,7 @@ class Worker:
     async def run(self) -> None:
         """Work until `drain`."""
         self.settings.runs.mkdir(parents=True, exist_ok=True)
+        await self._take_back()
         helpers = [asyncio.create_task(self._report()), asyncio.create_task(self._tidy())]
         stop_listening = self._listen()
         logger.info("worker started", extra={"worker": self.name, "triton": self.settings.triton_url})
@@ -65,9 +67,23 @@ class Worker:
             stop_listening()
             for helper in helpers:
                 helper.cancel()
-            with contextlib.suppress(ServiceError):
-                await asyncio.to_thread(self.tools.store.remove_worker, self.name)
+            with contextlib.suppress(ServiceError, TimeoutError):
+                async with asyncio.timeout(EXIT_SECONDS):
+                    await asyncio.to_thread(self.tools.store.remove_worker, self.name)
             logger.info("worker stopped", extra={"worker": self.name})
+
+    async def _take_back(self) -> None:
+        """Give back at once what an earlier process of this name had leased, and stop what it left running in Triton."""
+        while not self.draining.is_set():
+            try:
+                lost = await asyncio.to_thread(self.tools.store.take_back, self.name)
+                if lost:
+                    logger.info("leases of an earlier process given back", extra={"jobs": lost})
+                    await asyncio.to_thread(self._tidy_runs)
+                return
+            except (Unavailable, OSError) as error:
+                logger.warning("waiting for the database", extra={"reason": str(error)})
+                await asyncio.sleep(0.5)
 
     # --- leasing
 
@@ -193,6 +209,7 @@ class Worker:
             with contextlib.suppress(ServiceError, OSError):
                 await asyncio.to_thread(self.tools.store.sweep)
                 await asyncio.to_thread(self._tidy_runs)
+                await asyncio.to_thread(self._tidy_files)
             await asyncio.sleep(TIDY_SECONDS)
 
     def _tidy_runs(self) -> None:
@@ -204,6 +221,12 @@ class Worker:
             if self.tools.store.is_over(job) and runs.quiet_for(run) > TIDY_SECONDS:
                 run.remove()
 
+    def _tidy_files(self) -> None:
+        """Checkpoints of jobs that ended without a worker, or whose worker died before it could remove them."""
+        for job in self.tools.store.with_leftovers():
+            self.tools.files.delete_checkpoints(job)
+            self.tools.store.leftovers_removed(job)
+
     async def _drain(self) -> None:
         """Let the running jobs end, then hand over those that take too long."""
         logger.info("draining", extra={"jobs": len(self.attempts)})
@@ -214,9 +237,29 @@ class Worker:
                 {ending, hurry}, timeout=self.settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED
             )
             hurry.cancel()
-            for attempt in self.attempts.values():
-                attempt.ask(Stop.drain)
-            await ending
+            ending.cancel()
+            await self._hand_over()
+
+    async def _hand_over(self) -> None:
+        """Stop the attempts with their checkpoints; those that cannot end in time are given back with what is stored."""
+        for attempt in self.attempts.values():
+            attempt.ask(Stop.drain)
+        limit = self.settings.handover_seconds
+        if not self.attempts:
+            return
+        _, late = await asyncio.wait(set(self.attempts), timeout=limit * 2 / 3)
+        if not late:
+            return
+        leases = [self.attempts[task].lease for task in late]
+        logger.warning("handing over without the last checkpoint", extra={"jobs": [lease.job.id for lease in leases]})
+        for task in late:
+            task.cancel()
+        releases = [persistently(self.tools.store.release, lease) for lease in leases]
+        try:
+            async with asyncio.timeout(limit / 3):
+                await asyncio.gather(*releases, return_exceptions=True)
+        except TimeoutError:
+            logger.warning("the database is away; the leases run out, which is not counted after such an absence")
 
 
 async def serve(settings: Settings, triton=None) -> None:
@@ -231,6 +274,10 @@ async def serve(settings: Settings, triton=None) -> None:
     try:
         await worker.run()
     finally:
+        # A thread that waits for a database or a store that is away must not keep the process, and with it the pod.
+        exit_anyway = threading.Timer(EXIT_SECONDS, os._exit, (0,))
+        exit_anyway.daemon = True
+        exit_anyway.start()
         await generator.close()
         store.close()
 

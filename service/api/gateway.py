@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from starlette.concurrency import run_in_threadpool
 
@@ -23,6 +24,7 @@ from service.store.outbox import Delivery
 
 logger = logging.getLogger(__name__)
 SWEEP_SECONDS = 2.0
+READY_SECONDS = 2.0  # less than a probe waits
 WEBHOOKS_AT_ONCE = 8
 WEBHOOK_PAUSE_SECONDS = 0.2  # between two looks for due webhooks
 
@@ -41,6 +43,8 @@ class Gateway:
         self._ended = threading.Event()
         self.feed = Feed(settings.max_streams)
         self._changed = asyncio.Event()
+        self._lookout = ThreadPoolExecutor(1, "wan-ready")
+        self._look: asyncio.Future[bool] | None = None
 
     @property
     def store(self) -> JobStore:
@@ -217,8 +221,15 @@ class Gateway:
     # --- operator
 
     async def ready(self) -> bool:
+        """Whether the database answers within READY_SECONDS; one look at a time, not in the threads of the requests."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.get_running_loop().run_in_executor(self._lookout, self._answers)
+        done, _ = await asyncio.wait({self._look}, timeout=READY_SECONDS)
+        return bool(done) and self._look.result()
+
+    def _answers(self) -> bool:
         try:
-            await run_in_threadpool(self.store.ping)
+            self.store.ping()
             return True
         except ServiceError:
             return False

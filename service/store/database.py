@@ -1,10 +1,12 @@
 """What differs between the two engines: transactions, clock, waking up on changes."""
 
 import contextlib
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import psycopg
 from sqlalchemy import Connection, create_engine, event, make_url, text
@@ -14,6 +16,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from service.errors import SettingsError, Unavailable
 
 CHANNEL = "wan_jobs"
+ROLLED_BACK = ("40P01", "40001")  # SQLSTATE of a deadlock's victim and of a conflict: the same again may succeed
+TRIES = 6
+T = TypeVar("T")
+
+
+class RolledBack(Unavailable):
+    """PostgreSQL undid the transaction in favour of another one."""
 
 
 class Database:
@@ -72,6 +81,17 @@ class Database:
                 conn.exec_driver_sql("SET LOCAL synchronous_commit = off")
             yield conn
 
+    def transact(self, work: Callable[[Connection], T], durable: bool = True) -> T:
+        """`work` in one transaction (see `write`), run again when PostgreSQL rolled it back in favour of another."""
+        for number in range(TRIES - 1):
+            try:
+                with self.write(durable) as conn:
+                    return work(conn)
+            except RolledBack:
+                time.sleep(random.uniform(0, 0.01 * 2**number))  # jitter: the rivals must not meet again
+        with self.write(durable) as conn:
+            return work(conn)
+
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         with _unavailable(), self.engine.connect() as conn, conn.execution_options(wan_mode="read").begin():
@@ -109,7 +129,8 @@ def _unavailable():
         if not _transient(error):
             raise
         reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
-        raise Unavailable(f"the job database cannot be used at the moment ({reason[:120]})") from error
+        kind = RolledBack if getattr(error.orig, "sqlstate", None) in ROLLED_BACK else Unavailable
+        raise kind(f"the job database cannot be used at the moment ({reason[:120]})") from error
 
 
 def _transient(error: DBAPIError) -> bool:

@@ -18,8 +18,12 @@ WORKER_ALIVE_SECONDS = 30.0
 def live_slots(conn: Connection, now: float) -> int:
     """Denoise slots of the workers that were seen lately."""
     query = select(func.coalesce(func.sum(workers.c.slots), 0))
-    alive = workers.c.seen_at > now - WORKER_ALIVE_SECONDS
-    return int(conn.execute(query.where(alive, workers.c.state != "draining")).scalar())
+    return int(conn.execute(query.where(_alive(now), workers.c.state != "draining")).scalar())
+
+
+def _alive(now: float):
+    """Seen lately; not in the future either, where a worker lies that died before the clock was set back."""
+    return func.abs(workers.c.seen_at - now) < WORKER_ALIVE_SECONDS
 
 
 def running(conn: Connection, now: float) -> list[float]:
@@ -100,7 +104,7 @@ def stats(conn: Connection, now: float) -> dict:
     rows = conn.execute(select(flows.c.level, func.sum(flows.c.queued), func.sum(flows.c.cost)).group_by(flows.c.level))
     queued = {level: (int(number), float(seconds)) for level, number, seconds in rows}
     left = running(conn, now)
-    alive = select(workers.c.state, func.count()).where(workers.c.seen_at > now - WORKER_ALIVE_SECONDS)
+    alive = select(workers.c.state, func.count()).where(_alive(now))
     states = dict(conn.execute(alive.group_by(workers.c.state)).all())
     return {
         "queued": {level: queued.get(level, (0, 0.0))[0] for level in range(3)},

@@ -11,7 +11,7 @@ from service.store.schema import counters, jobs, outbox
 
 
 def finish(conn: Connection, now: float, job: Job, status: str, retention: float, **values) -> None:
-    """Set a terminal status, count it, and queue the webhook."""
+    """Set a terminal status, queue the webhook, and count it; the account of the owner must be settled before."""
     values = {
         "status": status,
         "completed_at": now,
@@ -23,17 +23,18 @@ def finish(conn: Connection, now: float, job: Job, status: str, retention: float
         **values,
     }
     conn.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
-    changes = {"value": counters.c.value + 1}
-    shares.upsert(conn, counters, {"name": f"jobs_{status}", "value": 1}, ["name"], changes)
     if job.webhook_url and not job.deleted:
         body = json.dumps({"type": f"video.{status}", "created_at": int(now), "data": {"id": job.id}})
         dialect = postgresql if conn.dialect.name == "postgresql" else sqlite
         row = {"job_id": job.id, "url": job.webhook_url, "body": body, "attempts": 0, "next_at": now}
         conn.execute(dialect.insert(outbox).values(**row).on_conflict_do_nothing())
+    # Last, because all jobs share these rows.
+    changes = {"value": counters.c.value + 1}
+    shares.upsert(conn, counters, {"name": f"jobs_{status}", "value": 1}, ["name"], changes)
 
 
 def settle(conn: Connection, now: float, job: Job, used: float | None = None) -> None:
     """Correct the owner's charge from the predicted GPU-seconds, taken at lease time, to those really used."""
     if used is None:
-        used = min(now - (job.leased_at or now), job.cost)
+        used = max(0.0, min(now - (job.leased_at or now), job.cost))
     shares.charge(conn, job.owner, used - job.cost)

@@ -79,6 +79,7 @@ class Job:
     fence: int
     worker: str | None
     lease_until: float | None
+    excused: bool
     cancel_requested: bool
     deleted: bool
     step: int
@@ -104,6 +105,7 @@ class Job:
         values["info"] = json.loads(values["info"]) if values["info"] else None
         values["cancel_requested"] = bool(values["cancel_requested"])
         values["deleted"] = bool(values["deleted"])
+        values["excused"] = bool(values["excused"])
         return cls(**values)
 
     @property

@@ -7,34 +7,35 @@ still the job's: a worker that was presumed dead can come back and write nothing
 import json
 import math
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, or_, select, update
 
 from service.errors import LeaseLost
 from service.store import shares
 from service.store.finishing import finish, settle
 from service.store.jobs import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, Job, Lease, Priority, Progress
-from service.store.schema import IS_QUEUED, calibration, jobs, owners
+from service.store.schema import IS_QUEUED, IS_RUNNING, calibration, jobs, owners
+
+LONGEST_PAUSE = 30.0  # seconds between two attempts of a job
+MOST_EXCUSED = 10  # attempts of one job that may end without being counted
 
 
-def lease(conn: Connection, now: float, worker: str, seconds: float, retention: float) -> Lease | None:
+def lease(conn: Connection, now: float, worker: str, seconds: float) -> Lease | None:
     """The next job in order, now owned by `worker`; None when nothing may start."""
     for level in Priority:
         for owner in shares.next_owners(conn, level):
-            while (job := _head(conn, now, level, owner)) is not None:
-                shares.dequeued(conn, owner, level, job.cost)
-                if job.deadline is None or job.deadline > now:
-                    return _take(conn, now, job, worker, seconds)
-                finish(conn, now, job, FAILED, retention, **_DEADLINE)
+            if (job := _head(conn, now, level, owner)) is not None:
+                return _take(conn, now, job, worker, seconds)
     return None
 
 
-_DEADLINE = {"error_code": "deadline_exceeded", "error_message": "the deadline passed while the job was waiting"}
-
-
 def _head(conn: Connection, now: float, level: int, owner: str) -> Job | None:
+    """The owner's next job, locked; one that is late is left to `upkeep.fail_late`."""
+    # a pause that is longer than the longest was begun before the clock was set back
+    may_start = or_(jobs.c.not_before <= now, jobs.c.not_before > now + LONGEST_PAUSE)
+    in_time = or_(jobs.c.deadline.is_(None), jobs.c.deadline > now)
     query = (
         select(jobs)
-        .where(IS_QUEUED, jobs.c.level == int(level), jobs.c.owner == owner, jobs.c.not_before <= now)
+        .where(IS_QUEUED, jobs.c.level == int(level), jobs.c.owner == owner, may_start, in_time)
         .order_by(jobs.c.turn, jobs.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -44,10 +45,13 @@ def _head(conn: Connection, now: float, level: int, owner: str) -> Job | None:
 
 
 def _take(conn: Connection, now: float, job: Job, worker: str, seconds: float) -> Lease:
+    shares.charge(conn, job.owner, job.cost)
+    shares.dequeued(conn, job.owner, job.level, job.cost)
     values = {
         "status": RUNNING,
         "worker": worker,
         "lease_until": now + seconds,
+        "excused": 0,
         "leased_at": now,
         "started_at": job.started_at or now,
         "attempts": job.attempts + 1,
@@ -56,7 +60,6 @@ def _take(conn: Connection, now: float, job: Job, worker: str, seconds: float) -
         "updated_at": now,
     }
     row = conn.execute(update(jobs).where(jobs.c.id == job.id).values(**values).returning(jobs)).one()
-    shares.charge(conn, job.owner, job.cost)
     return Lease(Job.from_row(row), row.fence)
 
 
@@ -74,7 +77,7 @@ def heartbeat(conn: Connection, now: float, job_id: str, fence: int, seconds: fl
     query = (
         update(jobs)
         .where(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.status == RUNNING)
-        .values(lease_until=now + seconds, updated_at=now, **values)
+        .values(lease_until=now + seconds, excused=0, updated_at=now, **values)
         .returning(jobs.c.cancel_requested)
     )
     row = conn.execute(query).first()
@@ -85,13 +88,13 @@ def heartbeat(conn: Connection, now: float, job_id: str, fence: int, seconds: fl
 
 def complete(conn: Connection, now: float, job: Job, retention: float, video: tuple[str, int], info: dict) -> str:
     """Publish the result, unless the caller cancelled meanwhile; returns the status that the job got. `job` is held."""
-    used = float(info.get("gpu_seconds", now - job.leased_at))
+    used = float(info.get("gpu_seconds", max(0.0, now - job.leased_at)))
     settle(conn, now, job, used)
     if job.cancel_requested:
         finish(conn, now, job, CANCELLED, retention)
         return CANCELLED
     values = {"video_key": video[0], "video_bytes": video[1], "info": json.dumps(info), "step": job.steps}
-    finish(conn, now, job, COMPLETED, retention, checkpoint_key=None, preview_key=None, **values)
+    finish(conn, now, job, COMPLETED, retention, preview_key=None, **values)
     if info.get("resumed_from") is None and used > 0 and job.raw_cost > 0:
         _calibrate(conn, math.log(used / job.raw_cost))
     return COMPLETED
@@ -115,6 +118,7 @@ def give_back(conn: Connection, now: float, job: Job, counted: bool, delay: floa
         "lease_until": None,
         "eta_seconds": None,
         "phase": None,
+        "step": job.checkpoint_step or 0,  # where the next attempt goes on
         "attempts": job.attempts if counted else job.attempts - 1,
         "not_before": now + delay,
         "updated_at": now,
@@ -140,5 +144,20 @@ def attempt_failed(
         settle(conn, now, job)
         finish(conn, now, job, FAILED, retention, error_code=code, error_message=message)
         return FAILED
-    give_back(conn, now, job, counted=True, delay=min(2.0 ** (job.attempts - 1), 30))
+    give_back(conn, now, job, counted=True, delay=min(2.0 ** (job.attempts - 1), LONGEST_PAUSE))
     return QUEUED
+
+
+def worker_lost(conn: Connection, now: float, job: Job, excused: bool, max_attempts: int, retention: float) -> str:
+    """End the attempt of a worker that is gone; uncounted if `excused`, but for a job that takes its worker down each time."""
+    if excused and not job.cancel_requested and job.fence - job.attempts < MOST_EXCUSED:
+        give_back(conn, now, job, counted=False, delay=0)
+        return QUEUED
+    message = "the worker stopped answering"
+    return attempt_failed(conn, now, job, max_attempts, retention, "worker_lost", message)
+
+
+def of_worker(conn: Connection, worker: str) -> Job | None:
+    """A job that this worker runs, locked."""
+    row = conn.execute(select(jobs).where(IS_RUNNING, jobs.c.worker == worker).limit(1).with_for_update()).first()
+    return Job.from_row(row) if row else None

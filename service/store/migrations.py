@@ -41,6 +41,12 @@ MIGRATIONS: list[tuple[str, ...]] = [
         """CREATE TABLE calibration (id INTEGER PRIMARY KEY, log_ratio DOUBLE PRECISION NOT NULL,
             samples INTEGER NOT NULL)""",
     ),
+    (
+        "ALTER TABLE jobs ADD COLUMN excused INTEGER NOT NULL DEFAULT 0",
+        "CREATE TABLE clock (id INTEGER PRIMARY KEY, seen_at DOUBLE PRECISION NOT NULL)",
+        "CREATE INDEX jobs_worker ON jobs (worker) WHERE status = 'in_progress'",
+        "CREATE INDEX jobs_checkpoint ON jobs (status) WHERE checkpoint_key IS NOT NULL",
+    ),
 ]
 
 

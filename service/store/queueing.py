@@ -1,6 +1,5 @@
 """The submitting side of the queue: add, cancel, delete. Every function runs inside the caller's transaction."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 
@@ -21,10 +20,6 @@ class Limits:
     ageing: float = 2.0
 
 
-def request_hash(request: dict) -> str:
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-
-
 def find(conn: Connection, job_id: str, owner: str | None = None, lock: bool = False) -> Job | None:
     """The job, unless it was deleted or (with `owner`) belongs to someone else."""
     query = select(jobs).where(jobs.c.id == job_id, jobs.c.deleted == 0)
@@ -42,9 +37,26 @@ def replay(conn: Connection, new: NewJob) -> Job | None:
     row = conn.execute(query).first()
     if row is None:
         return None
-    if row.request_hash != request_hash(new.request):
-        raise IdempotencyMismatch("Idempotency-Key was used before with another request", "Idempotency-Key")
-    return Job.from_row(row)
+    earlier = Job.from_row(row)
+    if differing := _differences(earlier, new):
+        message = (
+            f"Idempotency-Key was used before with another {', '.join(differing)}; use a new key or repeat the request"
+        )
+        raise IdempotencyMismatch(message, "Idempotency-Key")
+    return earlier
+
+
+def _differences(earlier: Job, new: NewJob) -> list[str]:
+    """What a repeated submission asks for that the earlier one did not, by the names of the API."""
+    request, wanted = earlier.request, json.loads(json.dumps(new.request))
+    names = [name for name in sorted({*request, *wanted}) if request.get(name) != wanted.get(name)]
+    deadline = None if earlier.deadline is None else earlier.deadline - earlier.created_at
+    same_deadline = deadline == new.deadline
+    if deadline is not None and new.deadline is not None:
+        same_deadline = abs(deadline - new.deadline) < 0.001  # it went through the sum with the time of day
+    asked = {"priority": earlier.priority == new.priority, "deadline_seconds": same_deadline,
+             "webhook_url": earlier.webhook_url == new.webhook_url}  # fmt: skip
+    return names + [name for name, same in asked.items() if not same]
 
 
 def admit(conn: Connection, now: float, new: NewJob, limits: Limits) -> None:
@@ -80,7 +92,7 @@ def add(conn: Connection, now: float, new: NewJob, limits: Limits) -> Job:
         "cost": new.cost,
         "raw_cost": new.raw_cost or new.cost,
         "request": json.dumps(new.request),
-        "request_hash": request_hash(new.request),
+        "request_hash": "",
         "idempotency_key": new.idempotency_key,
         "deadline": now + new.deadline if new.deadline is not None else None,
         "created_at": now,
@@ -96,6 +108,7 @@ def add(conn: Connection, now: float, new: NewJob, limits: Limits) -> Job:
 def cancel(conn: Connection, now: float, job: Job, retention: float) -> None:
     """End a queued job at once; ask the worker of a running one to stop. `job` is locked."""
     if job.status == QUEUED:
+        shares.lock(conn, job.owner)
         shares.dequeued(conn, job.owner, job.level, job.cost)
         finishing.finish(conn, now, job, CANCELLED, retention)
     elif job.status == RUNNING:

@@ -16,7 +16,7 @@ jobs = Table(
     Column("cost", Float),
     Column("raw_cost", Float),
     Column("request", String),
-    Column("request_hash", String),
+    Column("request_hash", String),  # no longer read; releases with schema version 1 need it
     Column("idempotency_key", String),
     Column("deadline", Float),
     Column("created_at", Float),
@@ -29,6 +29,7 @@ jobs = Table(
     Column("fence", Integer),
     Column("worker", String),
     Column("lease_until", Float),
+    Column("excused", Integer),  # 1: the lease began anew after a jump of time; if it runs out, that is not counted
     Column("cancel_requested", Integer),
     Column("deleted", Integer),
     Column("step", Integer),
@@ -94,6 +95,9 @@ outbox = Table(
     Column("delivered_at", Float),
     Column("last_error", String),
 )
+
+# One row: when the leases were looked after last, which shows jumps of time (`upkeep.look_at_clock`).
+clock = Table("clock", metadata, Column("id", Integer, primary_key=True), Column("seen_at", Float))
 
 counters = Table("counters", metadata, Column("name", String, primary_key=True), Column("value", BigInteger))
 

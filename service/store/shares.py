@@ -2,6 +2,8 @@
 
 An owner that was idle starts at the virtual time of the others, so nobody saves up a claim (start-time fair queueing,
 Goyal et al., SIGCOMM 1996).
+
+`flows` is only ever written after `owners` of the same owner in the same transaction: the owner's row is the lock of both.
 """
 
 from sqlalchemy import Connection, case, func, select, update
@@ -16,14 +18,19 @@ def upsert(conn: Connection, table, values: dict, keys: list[str], changes: dict
     conn.execute(dialect.insert(table).values(**values).on_conflict_do_update(index_elements=keys, set_=changes))
 
 
+def lock(conn: Connection, owner: str) -> None:
+    """Lock the account of `owner`; `charge` and `arrive` do it too."""
+    conn.execute(select(owners.c.owner).where(owners.c.owner == owner).with_for_update())
+
+
 def enqueued(conn: Connection, owner: str, level: int, cost: float) -> None:
-    """Count one more waiting job of `owner`."""
+    """Count one more waiting job of `owner`, whose account is locked."""
     changes = {"queued": flows.c.queued + 1, "cost": flows.c.cost + cost}
     upsert(conn, flows, {"owner": owner, "level": level, "queued": 1, "cost": cost}, ["owner", "level"], changes)
 
 
 def dequeued(conn: Connection, owner: str, level: int, cost: float, jobs: int = 1) -> None:
-    """Count waiting jobs of `owner` less; an empty flow costs exactly 0, whatever was rounded before."""
+    """Count waiting jobs of `owner`, whose account is locked, less; an empty flow costs exactly 0 in spite of rounding."""
     left = flows.c.queued - jobs
     conn.execute(
         update(flows)

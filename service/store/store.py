@@ -1,11 +1,21 @@
-"""JobStore: every operation on jobs as one transaction."""
+"""JobStore: every operation on jobs as one transaction.
 
+A transaction of PostgreSQL locks rows in this order, so that no two of them wait for each other:
+
+    clock → one job → its owner → flows of that owner → outbox → counters → calibration
+
+It changes one job; what concerns many jobs (upkeep) takes a transaction for each. Only `upkeep.look_at_clock` locks several
+jobs, and it locks nothing after them. Locks that are taken with SKIP LOCKED wait for nobody and may be taken at any place.
+Should PostgreSQL roll a transaction back all the same, `Database.transact` runs it again.
+"""
+
+import functools
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import delete, select, tuple_, update
+from sqlalchemy import Connection, delete, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import InvalidRequest, NotFound
@@ -18,6 +28,19 @@ from service.store.queueing import Limits
 from service.store.schema import calibration, counters, jobs, workers
 
 CROWD_SECONDS = 0.5
+
+
+def transaction(durable: bool = True):
+    """Makes a method of the store one transaction (see `Database.transact`) and gives it the connection."""
+
+    def wrap(method):
+        @functools.wraps(method)
+        def run(self, *arguments, **more):
+            return self.database.transact(lambda conn: method(self, conn, *arguments, **more), durable)
+
+        return run
+
+    return wrap
 
 
 class JobStore:
@@ -39,8 +62,7 @@ class JobStore:
         self.retention, self.priority_ageing = retention, priority_ageing
         self._crowd: estimates.Crowd | None = None
         self._crowd_seen = -CROWD_SECONDS
-        with self.database.write() as conn:
-            self.version = migrate(conn)
+        self.version = self.database.transact(migrate)
 
     @classmethod
     def from_settings(cls, settings) -> "JobStore":
@@ -68,15 +90,15 @@ class JobStore:
         except IntegrityError:  # the same idempotency key won a race
             return self._submit(new, limits)
 
-    def _submit(self, new: NewJob, limits: Limits) -> tuple[Job, bool]:
-        with self.database.write() as conn:
-            if (earlier := queueing.replay(conn, new)) is not None:
-                return earlier, False
-            now = self.database.now(conn)
-            queueing.admit(conn, now, new, limits)
-            job = queueing.add(conn, now, new, limits)
-            self.database.notify(conn, "queued", job.id)
-            return job, True
+    @transaction()
+    def _submit(self, conn: Connection, new: NewJob, limits: Limits) -> tuple[Job, bool]:
+        if (earlier := queueing.replay(conn, new)) is not None:
+            return earlier, False
+        now = self.database.now(conn)
+        queueing.admit(conn, now, new, limits)
+        job = queueing.add(conn, now, new, limits)
+        self.database.notify(conn, "queued", job.id)
+        return job, True
 
     def get(self, job_id: str, owner: str | None = None) -> Job:
         with self.database.read() as conn:
@@ -137,72 +159,79 @@ class JobStore:
         """Cancel if need be, and hide the job at once; the sweep removes its files."""
         self._change(job_id, owner, queueing.delete)
 
-    def _change(self, job_id: str, owner: str | None, operation: Callable[..., Any]) -> Job:
-        with self.database.write() as conn:
-            job = self._found(queueing.find(conn, job_id, owner, lock=True))
-            operation(conn, self.database.now(conn), job, self.retention)
-            self.database.notify(conn, "cancel", job_id)
-            return Job.from_row(conn.execute(select(jobs).where(jobs.c.id == job_id)).one())
+    @transaction()
+    def _change(self, conn: Connection, job_id: str, owner: str | None, operation: Callable[..., Any]) -> Job:
+        job = self._found(queueing.find(conn, job_id, owner, lock=True))
+        operation(conn, self.database.now(conn), job, self.retention)
+        self.database.notify(conn, "cancel", job_id)
+        return Job.from_row(conn.execute(select(jobs).where(jobs.c.id == job_id)).one())
 
     # --- the worker's side
 
-    def lease(self, worker: str) -> Lease | None:
+    @transaction(durable=False)
+    def lease(self, conn: Connection, worker: str) -> Lease | None:
         """The next job, owned by `worker` for `lease_seconds`; None when nothing waits."""
-        with self.database.write(durable=False) as conn:
-            now = self.database.now(conn)
-            upkeep.reap(conn, now, self.max_attempts, self.retention)
-            taken = leases.lease(conn, now, worker, self.lease_seconds, self.retention)
-            if taken is not None:
-                self.database.notify(conn, "leased", taken.job.id)
-            return taken
+        taken = leases.lease(conn, self.database.now(conn), worker, self.lease_seconds)
+        if taken is not None:
+            self.database.notify(conn, "leased", taken.job.id)
+        return taken
 
-    def heartbeat(self, lease: Lease, progress: Progress | None = None) -> bool:
+    @transaction(durable=False)
+    def heartbeat(self, conn: Connection, lease: Lease, progress: Progress | None = None) -> bool:
         """Keep the lease and store progress; True when the job shall be cancelled; LeaseLost when it is gone."""
-        with self.database.write(durable=False) as conn:
-            now = self.database.now(conn)
-            cancelled = leases.heartbeat(
-                conn, now, lease.job.id, lease.fence, self.lease_seconds, progress or Progress()
-            )
-            self.database.notify(conn, "progress", lease.job.id)
-            return cancelled
+        now = self.database.now(conn)
+        cancelled = leases.heartbeat(conn, now, lease.job.id, lease.fence, self.lease_seconds, progress or Progress())
+        self.database.notify(conn, "progress", lease.job.id)
+        return cancelled
 
-    def complete(self, lease: Lease, video_key: str, video_bytes: int, info: dict) -> str:
+    @transaction()
+    def complete(self, conn: Connection, lease: Lease, video_key: str, video_bytes: int, info: dict) -> str:
         """Publish the result and return the status; saying it twice with the same fence is no error."""
-        with self.database.write() as conn:
-            row = conn.execute(select(jobs.c.status, jobs.c.fence).where(jobs.c.id == lease.job.id)).first()
-            if row is not None and row.fence == lease.fence and row.status == COMPLETED:
-                return COMPLETED  # the connection broke after an earlier commit
-            job = leases.held(conn, lease.job.id, lease.fence)
-            now = self.database.now(conn)
-            status = leases.complete(conn, now, job, self.retention, (video_key, video_bytes), info)
-            self.database.notify(conn, "done", job.id)
-            return status
+        row = conn.execute(select(jobs.c.status, jobs.c.fence).where(jobs.c.id == lease.job.id)).first()
+        if row is not None and row.fence == lease.fence and row.status == COMPLETED:
+            return COMPLETED  # the connection broke after an earlier commit
+        job = leases.held(conn, lease.job.id, lease.fence)
+        now = self.database.now(conn)
+        status = leases.complete(conn, now, job, self.retention, (video_key, video_bytes), info)
+        self.database.notify(conn, "done", job.id)
+        return status
 
-    def fail(self, lease: Lease, code: str, message: str, retry: bool = True) -> str:
+    @transaction()
+    def fail(self, conn: Connection, lease: Lease, code: str, message: str, retry: bool = True) -> str:
         """End a broken attempt; returns the job's new status. Without `retry` the job fails at once."""
         attempts = self.max_attempts if retry else 0
-        with self.database.write() as conn:
-            job = leases.held(conn, lease.job.id, lease.fence)
-            now = self.database.now(conn)
-            status = leases.attempt_failed(conn, now, job, attempts, self.retention, code, message[:2000])
-            self.database.notify(conn, "queued", job.id)
-            return status
+        job = leases.held(conn, lease.job.id, lease.fence)
+        now = self.database.now(conn)
+        status = leases.attempt_failed(conn, now, job, attempts, self.retention, code, message[:2000])
+        self.database.notify(conn, "queued", job.id)
+        return status
 
-    def cancelled(self, lease: Lease) -> None:
+    @transaction()
+    def cancelled(self, conn: Connection, lease: Lease) -> None:
         """Report that a job was stopped on request."""
-        with self.database.write() as conn:
-            job = leases.held(conn, lease.job.id, lease.fence)
-            now = self.database.now(conn)
-            settle(conn, now, job)
-            finish(conn, now, job, CANCELLED, self.retention)
-            self.database.notify(conn, "done", job.id)
+        job = leases.held(conn, lease.job.id, lease.fence)
+        now = self.database.now(conn)
+        settle(conn, now, job)
+        finish(conn, now, job, CANCELLED, self.retention)
+        self.database.notify(conn, "done", job.id)
 
-    def release(self, lease: Lease) -> None:
+    @transaction(durable=False)
+    def release(self, conn: Connection, lease: Lease) -> None:
         """Hand a job over to another worker; the attempt does not count."""
-        with self.database.write(durable=False) as conn:
-            job = leases.held(conn, lease.job.id, lease.fence)
-            leases.give_back(conn, self.database.now(conn), job, counted=False, delay=0)
-            self.database.notify(conn, "queued", job.id)
+        job = leases.held(conn, lease.job.id, lease.fence)
+        leases.give_back(conn, self.database.now(conn), job, counted=False, delay=0)
+        self.database.notify(conn, "queued", job.id)
+
+    def take_back(self, worker: str) -> list[str]:
+        """End the leases of a worker of this name that is no more; returns the jobs, which wait again, uncounted."""
+
+        def one(conn: Connection, now: float) -> str | None:
+            if (job := leases.of_worker(conn, worker)) is None:
+                return None
+            leases.worker_lost(conn, now, job, True, self.max_attempts, self.retention)
+            return job.id
+
+        return self._one_by_one(one)
 
     def anything_waits(self) -> bool:
         """Whether a lease may succeed; cheaper than trying, because it takes no write lock."""
@@ -215,12 +244,12 @@ class JobStore:
         with self.database.read() as conn:
             return set(conn.execute(query).scalars())
 
-    def drop_checkpoint(self, lease: Lease) -> None:
+    @transaction()
+    def drop_checkpoint(self, conn: Connection, lease: Lease) -> None:
         """Forget a checkpoint that cannot be used; the next attempt starts over."""
-        with self.database.write() as conn:
-            leases.held(conn, lease.job.id, lease.fence)
-            values = {"checkpoint_key": None, "checkpoint_step": None}
-            conn.execute(update(jobs).where(jobs.c.id == lease.job.id).values(**values))
+        leases.held(conn, lease.job.id, lease.fence)
+        values = {"checkpoint_key": None, "checkpoint_step": None}
+        conn.execute(update(jobs).where(jobs.c.id == lease.job.id).values(**values))
 
     def is_held(self, job_id: str, fence: int) -> bool:
         """Whether this lease is the job's newest and has not run out."""
@@ -235,33 +264,60 @@ class JobStore:
             status = conn.execute(select(jobs.c.status).where(jobs.c.id == job_id)).scalar()
         return status is None or status in TERMINAL
 
-    def report_worker(self, worker: str, state: str, slots: int, busy: int) -> None:
+    @transaction(durable=False)
+    def report_worker(self, conn: Connection, worker: str, state: str, slots: int, busy: int) -> None:
         """Tell that the worker lives; state is idle, busy, draining or waiting (its Triton is not ready)."""
-        with self.database.write(durable=False) as conn:
-            values = {"state": state, "slots": slots, "busy": busy, "seen_at": self.database.now(conn)}
-            shares.upsert(conn, workers, {"id": worker, **values}, ["id"], values)
+        values = {"state": state, "slots": slots, "busy": busy, "seen_at": self.database.now(conn)}
+        shares.upsert(conn, workers, {"id": worker, **values}, ["id"], values)
 
-    def remove_worker(self, worker: str) -> None:
-        with self.database.write(durable=False) as conn:
-            conn.execute(delete(workers).where(workers.c.id == worker))
+    @transaction(durable=False)
+    def remove_worker(self, conn: Connection, worker: str) -> None:
+        conn.execute(delete(workers).where(workers.c.id == worker))
 
     # --- upkeep and numbers
 
     def sweep(self) -> list[str]:
-        """Expired leases, late jobs, ageing; returns the ids of jobs whose files may go (then call `forget`)."""
-        with self.database.write(durable=False) as conn:
-            now = self.database.now(conn)
-            changed = [job_id for job_id, _ in upkeep.reap(conn, now, self.max_attempts, self.retention)]
-            changed += upkeep.fail_late(conn, now, self.retention)
-            upkeep.promote(conn, now, self.priority_ageing)
-            upkeep.drop_dead_workers(conn, now)
-            for job_id in changed:
-                self.database.notify(conn, "queued", job_id)
-            return upkeep.expired(conn, now)
+        """Lost leases, late jobs, ageing; returns the ids of jobs whose files may go (then call `forget`)."""
+        self._look_at_clock()
+        self._one_by_one(lambda conn, now: upkeep.reap(conn, now, self.max_attempts, self.retention))
+        self._one_by_one(lambda conn, now: upkeep.fail_late(conn, now, self.retention))
+        self._one_by_one(lambda conn, now: upkeep.promote(conn, now, self.priority_ageing))
+        with self.database.read() as conn:
+            return upkeep.expired(conn, self.database.now(conn))
 
-    def forget(self, job_ids: list[str]) -> None:
-        with self.database.write() as conn:
-            upkeep.forget(conn, job_ids)
+    @transaction(durable=False)
+    def _look_at_clock(self, conn: Connection) -> None:
+        now = self.database.now(conn)
+        upkeep.look_at_clock(conn, now, self.lease_seconds)
+        upkeep.drop_dead_workers(conn, now)
+
+    def _one_by_one(self, change: Callable[[Connection, float], str | None]) -> list[str]:
+        """`change` a batch of jobs, each in a transaction of its own, until it finds none."""
+
+        def work(conn: Connection) -> str | None:
+            job_id = change(conn, self.database.now(conn))
+            if job_id is not None:
+                self.database.notify(conn, "queued", job_id)
+            return job_id
+
+        changed: list[str] = []
+        while len(changed) < upkeep.BATCH and (job_id := self.database.transact(work, durable=False)) is not None:
+            changed.append(job_id)
+        return changed
+
+    def with_leftovers(self) -> list[str]:
+        """Finished jobs whose checkpoints are still stored; remove these, then call `leftovers_removed`."""
+        with self.database.read() as conn:
+            return upkeep.with_leftovers(conn)
+
+    @transaction(durable=False)
+    def leftovers_removed(self, conn: Connection, job_id: str) -> None:
+        values = {"checkpoint_key": None, "checkpoint_step": None}
+        conn.execute(update(jobs).where(jobs.c.id == job_id, jobs.c.status.in_(TERMINAL)).values(**values))
+
+    @transaction()
+    def forget(self, conn: Connection, job_ids: list[str]) -> None:
+        upkeep.forget(conn, job_ids)
 
     def stats(self) -> dict:
         """What the metrics and the page show of the whole queue."""
@@ -283,11 +339,13 @@ class JobStore:
 
     # --- webhooks
 
-    def due_webhook(self, hold_seconds: float = 60) -> outbox.Delivery | None:
+    @transaction(durable=False)
+    def due_webhook(self, conn: Connection, hold_seconds: float = 60) -> outbox.Delivery | None:
         """A delivery that is due, held back from other senders for `hold_seconds`."""
-        with self.database.write(durable=False) as conn:
-            return outbox.due(conn, self.database.now(conn), hold_seconds)
+        return outbox.due(conn, self.database.now(conn), hold_seconds)
 
-    def webhook_done(self, delivery: outbox.Delivery, error: str | None, retry_in: float | None) -> None:
-        with self.database.write() as conn:
-            outbox.done(conn, self.database.now(conn), delivery, error, retry_in)
+    @transaction()
+    def webhook_done(
+        self, conn: Connection, delivery: outbox.Delivery, error: str | None, retry_in: float | None
+    ) -> None:
+        outbox.done(conn, self.database.now(conn), delivery, error, retry_in)
