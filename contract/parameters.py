@@ -151,9 +151,12 @@ class GenerationRequest(_Sampling):
         values = {name: getattr(defaults, name) for name in names if hasattr(defaults, name)}
         values |= {name: value for name, value in given.items() if value is not None}
         values.setdefault("seed", secrets.randbelow(2**31))
-        values.setdefault("prompt", None)
+        if "prompt" not in values:
+            raise InvalidRequest("prompt", None, f"{BY_NAME['prompt'].rule.words()}; it is required")
         for name in names:
-            BY_NAME[name].rule.check(name, values[name], geometry)
+            rule = BY_NAME[name].rule
+            rule.check(name, values[name], geometry)
+            values[name] = rule.python(values[name])
         return cls(**values)
 
     def fingerprint(self, model: str) -> str:

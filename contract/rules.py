@@ -61,7 +61,7 @@ class Number:
     def check(self, name: str, value, geometry: Geometry | None = None) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         integer = self.python is int
-        if not number or (integer and value != int(value)):
+        if not number or (integer and not isinstance(value, int)):
             kind = "an integer" if integer else "a finite number"
             raise InvalidRequest(name, value, f"{kind}, {self.words(geometry)}")
         if not self._fits(value, geometry):

@@ -55,11 +55,7 @@ class Build:
             raise CheckpointError(
                 f"{root}: text encoder width {self.text.d_model}, the DiT expects {self.dit.text_dim}"
             )
-        if self.vae.z_dim != self.dit.in_channels:
-            raise CheckpointError(
-                f"{root}: the VAE has {self.vae.z_dim} latent channels, the DiT {self.dit.in_channels}"
-            )
-        _ = self.loras
+        _ = self.checkpoint.card, self.loras
 
     @cached_property
     def dit(self):
@@ -92,7 +88,7 @@ class Build:
 
     @cached_property
     def sizes(self) -> Sizes:
-        return parse_sizes(self.options.sizes, self.options.size_range, self.checkpoint.defaults)
+        return parse_sizes(self.options.sizes, self.options.size_range, self.checkpoint.card)
 
     @cached_property
     def gpus(self) -> list[Gpu]:
@@ -101,7 +97,7 @@ class Build:
     @cached_property
     def video(self) -> memory.Video:
         """The largest video that the TensorRT plans allow."""
-        return memory.Video(*self.sizes.largest, self.options.max_frames or self.checkpoint.defaults.num_frames)
+        return memory.Video(*self.sizes.largest, self.options.max_frames or self.checkpoint.card.defaults.num_frames)
 
     @cached_property
     def memory(self) -> dict[str, memory.StageMemory]:

@@ -72,6 +72,7 @@ def _run(build: Build, target: Target) -> None:
     for name, step in target.steps.items():
         build.say(name)
         built |= step(build)
+    manifest.write_json(paths.card(build.repository), build.checkpoint.card.to_dict())
     artifacts = manifest.describe_artifacts(build.repository)
     del artifacts[JOURNAL]  # needed until the manifest is there
     manifest.write(build.repository, build.wanted | built | {"artifacts": artifacts})

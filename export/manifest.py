@@ -16,6 +16,7 @@ from wan.checkpoint import Checkpoint
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 # A change in any of these may change what an export writes, beside the target's own code under export/.
 CODE = (
+    "contract/*.py",
     "model_repository/**/*",
     "wan/vae.py",
     "wan/text.py",

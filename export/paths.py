@@ -2,15 +2,21 @@
 
 from pathlib import Path
 
+from contract.tensors import ENSEMBLE
 from stages.artifacts import MANIFEST
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "model_repository"
-MODELS = ("tokenizer", "text_encoder", "denoise", "vae_decoder", "wan_t2v")
+MODELS = ("tokenizer", "text_encoder", "denoise", "vae_decoder", ENSEMBLE)
 VERSION = "1"
 
 
 def manifest(repository: Path) -> Path:
     return repository / MANIFEST
+
+
+def card(repository: Path) -> Path:
+    """What the gateway reads of the checkpoint (WAN_MODEL_CARD)."""
+    return repository / "card.json"
 
 
 def version(repository: Path, model: str) -> Path:

@@ -12,6 +12,8 @@ from string import Template
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
+from contract.parameters import TENSORS
+from contract.tensors import ENSEMBLE
 from export import paths
 from export.atomic import replacing
 from export.placement import Placement
@@ -31,13 +33,21 @@ def exchange(building: Path, out: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _template(model: str) -> Template:
-    return Template((paths.TEMPLATES / model / "config.pbtxt").read_text())
+def _substituted(model: str, values: dict[str, int]) -> str:
+    template = Template((paths.TEMPLATES / model / "config.pbtxt").read_text())
+    return template.substitute(values | request_values())
+
+
+def request_values() -> dict[str, str]:
+    """The inputs of a request, for the models that take them: rendered from the declaration."""
+    inputs = [f'{{ name: "{p.tensor_name}" data_type: TYPE_{p.kind} dims: [ 1 ] optional: true }}' for p in TENSORS]
+    maps = [f'input_map {{ key: "{p.tensor_name}" value: "{p.tensor_name}" }}' for p in TENSORS]
+    return {"request_inputs": ",\n  ".join(inputs), "request_maps": "\n      ".join(maps)}
 
 
 def read_config(model: str, values: dict[str, int]) -> ModelConfig:
     """The template of a model with its placeholders filled in; raises KeyError for one without a value."""
-    return text_format.Parse(_template(model).substitute(values), ModelConfig())
+    return text_format.Parse(_substituted(model, values), ModelConfig())
 
 
 def _on_gpus(config: ModelConfig, gpus: tuple[int, ...], count: int) -> None:
@@ -79,7 +89,7 @@ def _ensemble(config: ModelConfig, placement: Placement) -> None:
             step.output_map.pop(name, None)
 
 
-CHANGES = {"text_encoder": _text_encoder, "denoise": _denoise, "vae_decoder": _vae_decoder, "wan_t2v": _ensemble}
+CHANGES = {"text_encoder": _text_encoder, "denoise": _denoise, "vae_decoder": _vae_decoder, ENSEMBLE: _ensemble}
 
 
 def gpu_config(model: str, values: dict[str, int], placement: Placement) -> ModelConfig:
@@ -93,7 +103,7 @@ def gpu_config(model: str, values: dict[str, int], placement: Placement) -> Mode
 def render(repository: Path, values: dict[str, int]) -> None:
     """Write every model's config.pbtxt and code; raises KeyError for a placeholder without a value."""
     for model in paths.MODELS:
-        _write(repository, model, _template(model).substitute(values), has_code=True)
+        _write(repository, model, _substituted(model, values), has_code=True)
 
 
 def render_gpu(repository: Path, values: dict[str, int], placement: Placement) -> None:

@@ -144,13 +144,10 @@ def tensorrt_plans(build: Build) -> dict:
 
 def description(build: Build) -> dict:
     """What the stages need to know of the checkpoint."""
-    vae = build.vae
-    strides = {"spatial_stride": vae.spatial_stride, "temporal_stride": vae.temporal_stride}
     return {
-        "defaults": asdict(build.checkpoint.defaults),
+        "card": build.checkpoint.card.to_dict(),
         "caches": sorted(build.checkpoint.caches),
         "text": {"length": TEXT_LENGTH, "dim": build.text.d_model},
-        "vae": {"z_dim": vae.z_dim} | strides,
         "dit": asdict(build.dit),
         "precision": {"text_encoder": "float32", "denoise": "float32", "vae_decoder": "float32"},
         "model": build.model,
@@ -162,7 +159,7 @@ def gpu_description(build: Build) -> dict:
     cache = [[slot.channels, slot.frames, slot.scale] for slot in slots]
     denoise = build.options.precision.preset
     return described | {
-        "vae": described["vae"] | {"cache": cache},
+        "vae": {"cache": cache},
         "sizes": build.sizes.described(),
         "precision": {"text_encoder": "bfloat16", "denoise": denoise, "vae_decoder": "bfloat16"},
     }

@@ -2,9 +2,12 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-FORMAT = 1
+from contract.card import ModelCard
+
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
@@ -29,6 +32,11 @@ class Artifacts:
         artifacts = cls(_read_manifest(model.parent), model / args["model_version"], device)
         artifacts._check(model.parent, args["model_name"])
         return artifacts
+
+    @cached_property
+    def card(self) -> ModelCard:
+        """What the served checkpoint is to its callers."""
+        return ModelCard.from_dict(self.manifest["card"], f"{MANIFEST}: card")
 
     def __getitem__(self, name: str) -> Path:
         return self.folder / name

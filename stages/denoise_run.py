@@ -1,21 +1,19 @@
 """One request in the denoise loop: after each step it reports, looks for a cancel, and now and then saves a checkpoint."""
 
-import hashlib
-import json
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
+from contract.parameters import GenerationRequest
 from stages.metrics import DenoiseMetrics
 from stages.preview import PreviewProjection
 from stages.rundir import CheckpointDamaged, RunDirectory, StepCheckpoint
-from wan.denoise import Progress, Resume, guided_steps
+from wan.denoise import Plan, Progress, Resume
 from wan.errors import Cancelled
-from wan.request import GenerationRequest
 from wan.samplers import SamplerState
 
 CHECKPOINT_SHARE = 0.01  # of the loop's time; where writing takes more, checkpoints come less often,
@@ -26,12 +24,6 @@ logger = logging.getLogger(__name__)
 
 class NotFinite(Exception):
     """The arithmetic broke down: a sick device, or a number type that the weights overflow. No request is to blame."""
-
-
-def fingerprint(request: GenerationRequest, model: str) -> str:
-    """What a checkpoint belongs to: every parameter, both prompts and the seed, and the checkpoint hash of the model."""
-    text = json.dumps(asdict(request) | {"model": model}, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -48,8 +40,8 @@ class TimeLeft:
     Steps differ in kind: computed or skipped, with one branch or, while guidance is on, with two.
     """
 
-    def __init__(self, plan: Sequence[bool], guided: int):
-        self._kinds = [(computed, 2 if i < guided else 1) for i, computed in enumerate(plan)]
+    def __init__(self, plan: Plan):
+        self._kinds = [(step.computed, step.branches) for step in plan]
         self._seconds: dict[tuple[bool, int], deque[float]] = defaultdict(lambda: deque(maxlen=RECENT_STEPS))
 
     def took(self, step: int, seconds: float) -> None:
@@ -72,7 +64,7 @@ class TimeLeft:
 
 
 class DenoiseRun:
-    """The `on_step` of one request, whose `plan` says which steps are computed.
+    """The `on_step` of one request, whose `plan` says what each step does.
 
     `gone()` says that the caller no longer waits. Without a directory there is nothing to report to.
     """
@@ -80,7 +72,7 @@ class DenoiseRun:
     def __init__(
         self,
         request: GenerationRequest,
-        plan: Sequence[bool],
+        plan: Plan,
         model: str,
         directory: RunDirectory | None,
         intervals: Intervals,
@@ -92,9 +84,9 @@ class DenoiseRun:
         self.refused: str | None = None  # why a checkpoint that was there is not used
         self._gone = gone
         self._request, self._intervals, self._preview = request, intervals, preview
-        self._fingerprint = fingerprint(request, model)
+        self._fingerprint = request.fingerprint(model)
         self._first_step = 0
-        self._time_left = TimeLeft(plan, guided_steps(request, len(plan)))
+        self._time_left = TimeLeft(plan)
         self._last_checkpoint = self._last_preview = time.monotonic()
         self._checkpoint_pause = intervals.checkpoint
 

@@ -8,6 +8,8 @@ from dataclasses import fields
 import numpy as np
 import torch
 
+from contract.errors import InvalidRequest
+from contract.parameters import GenerationRequest
 from stages.artifacts import Artifacts
 from stages.denoise_run import DenoiseRun, Intervals
 from stages.device import device_tensor, leave_room, on_device
@@ -19,20 +21,18 @@ from stages.rundir import RunDirectory, sweep
 from stages.settings import StageSettings, threads
 from wan import compile
 from wan.checkpoint import Checkpoint
-from wan.config import Defaults
-from wan.denoise import computed_steps, denoise, schedule_of
-from wan.errors import InvalidRequest
-from wan.fp8 import load_dit
-from wan.optimize import Options, optimize
-from wan.pipeline import describe
-from wan.request import LIMITS, GenerationRequest
+from wan.denoise import Conditioning
+from wan.optimize import Options
+from wan.pipeline import describe, load_denoiser
+
+NAMES = [field.name for field in fields(GenerationRequest)]
 
 
 class DenoiseStage:
     def __init__(self, artifacts: Artifacts, settings: StageSettings, metrics: DenoiseMetrics):
         self._manifest, self._settings, self._metrics = artifacts.manifest, settings, metrics
         self._text = artifacts.manifest["text"]
-        self._limits = Limits.of(artifacts.manifest, settings)
+        self._card, self._limits = artifacts.card, Limits.of(artifacts, settings)
         self._device = torch.device(artifacts.device or settings.device)
         if settings.run_dir:
             sweep(settings.run_dir)
@@ -46,80 +46,78 @@ class DenoiseStage:
             instances = artifacts.manifest["instances"]["denoise"]
             torch.set_num_threads(settings.denoise_threads or max(threads(0) // instances, 1))
         checkpoint = Checkpoint.open(artifacts["checkpoint"])
-        self._grid, self._caches = checkpoint.grid, checkpoint.caches
-        dtype = torch.float32 if self._device.type == "cpu" else torch.bfloat16
-        self._dit = load_dit(checkpoint, self._device, dtype)
-        engine = optimize(self._dit, _options(settings, self._device))
+        options = _options(settings, self._device)
+        self._denoiser = load_denoiser(checkpoint, self._card.geometry, self._device, options=options)
         # On a GPU the weights also depend on precision and LoRAs. Only the same arithmetic gives the same bits.
         weights = artifacts.manifest.get("model") or artifacts.manifest["source"]["sha256"]
-        self._model = json.dumps({"weights": weights} | engine, sort_keys=True)
-        self._preview = PreviewProjection.from_manifest(artifacts.manifest)
+        self._model = json.dumps({"weights": weights} | self._denoiser.engine, sort_keys=True)
+        self._preview = PreviewProjection.of(artifacts)
         self._intervals = Intervals(settings.checkpoint_seconds, settings.preview_seconds)
         self._warm_up()
 
     def _warm_up(self) -> None:
         """One step of each size, with and without guidance: kernels are chosen, and compiled, by shape."""
-        defaults = Defaults.from_dict(self._manifest["defaults"], "manifest.json: defaults")
-        context = torch.zeros(self._text["length"], self._text["dim"])
+        defaults, context = self._card.defaults, torch.zeros(self._text["length"], self._text["dim"])
         default = (defaults.width, defaults.height, defaults.num_frames)
         for width, height, frames in self._settings.warm_sizes or (default,):
             for guidance in {1.0, defaults.guidance_scale}:
-                request = GenerationRequest.create(
-                    defaults, prompt="warm up", seed=0, width=width, height=height, num_frames=frames,
+                request = self._card.request(
+                    prompt="warm up", seed=0, width=width, height=height, num_frames=frames,
                     steps=1, guidance_scale=guidance, cache_threshold=0.0,
                 )  # fmt: skip
-                denoise(self._dit, context, context, request, schedule=schedule_of(request, self._grid))
+                self._denoiser.run(Conditioning(context, context), request)
 
     def handle(self, request) -> dict[str, np.ndarray | torch.Tensor]:
         with on_device(self._device):
             return self._handle(request)
 
     def _handle(self, request) -> dict[str, np.ndarray | torch.Tensor]:
-        generation, tokenized_at = _generation(scalar(request, "REQUEST", "STRING"))
+        generation, tokenized_at = self._generation(scalar(request, "REQUEST", "STRING"))
         self._limits.check(generation)
         dims = (1, self._text["length"], self._text["dim"])
         context, negative = device_tensor(request, "CONTEXT", dims), device_tensor(request, "NEGATIVE_CONTEXT", dims)
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
         preview = self._preview if flag(request, "preview") else None
-        plan = self._plan(generation)
         run = DenoiseRun(
-            generation, plan, self._model, directory and directory.open(), self._intervals, self._metrics, preview,
-            gone=request.is_cancelled,
+            generation, self._denoiser.plan(generation), self._model, directory and directory.open(), self._intervals,
+            self._metrics, preview, gone=request.is_cancelled,
         )  # fmt: skip
-        latents, info = self._run(run, generation, context[0], negative[0])
+        latents, info = self._run(run, generation, Conditioning(context[0], negative[0]))
         if run.refused:
             info["checkpoint_refused"] = run.refused
         if (encoding := _encoding_seconds(request, tokenized_at)) is not None:
             info["seconds"] = {"text_encoder": round(encoding, 4)} | info["seconds"]
         return {"LATENTS": latents, "INFO": np.array([json.dumps(info)], np.object_)}
 
-    @torch.inference_mode()
-    def _plan(self, generation: GenerationRequest) -> tuple[bool, ...]:
-        return computed_steps(
-            self._dit, schedule_of(generation, self._grid), self._caches.get(generation.cache), generation
-        )
-
-    def _run(self, run: DenoiseRun, generation: GenerationRequest, context, negative) -> tuple[torch.Tensor, dict]:
+    def _run(
+        self, run: DenoiseRun, generation: GenerationRequest, conditioning: Conditioning
+    ) -> tuple[torch.Tensor, dict]:
         began, success = time.monotonic(), False
         try:
             run.begin()
-            latents, steps = denoise(
-                self._dit,
-                context,
-                negative,
-                generation,
-                schedule=schedule_of(generation, self._grid),
-                cache_model=self._caches.get(generation.cache),
-                on_step=run,
-                resume=run.resume_point(),
-            )
+            latents, steps = self._denoiser.run(conditioning, generation, on_step=run, resume=run.resume_point())
             if latents.is_cuda:  # they stay on the GPU; the next stage must not see them before they are there
                 torch.cuda.synchronize(self._device)
             success = True
         finally:
             seconds = time.monotonic() - began
             self._metrics.ended(seconds, success)
-        return latents, describe(generation, steps, self._manifest["defaults"]["fps"], {"denoise": round(seconds, 4)})
+        return latents, describe(generation, steps, self._card.defaults.fps, {"denoise": round(seconds, 4)})
+
+    def _generation(self, text: str) -> tuple[GenerationRequest, float]:
+        """The request that the tokenizer resolved, and when it did (monotonic seconds)."""
+        what = "the REQUEST of the tokenizer model"
+        values = json_object("REQUEST", text, what)
+        try:
+            resolved = {name: values[name] for name in NAMES}
+            generation = self._card.request(**resolved)
+            tokenized_at = float(values["tokenized_at"])
+            (generation.prompt + generation.negative_prompt).encode()  # JSON can escape half a surrogate pair
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise InvalidRequest("REQUEST", text, what) from error
+        if None in resolved.values() or not math.isfinite(tokenized_at):
+            raise InvalidRequest("REQUEST", text, what)
+        return generation, tokenized_at
 
 
 def _options(settings: StageSettings, device: torch.device) -> Options:
@@ -130,22 +128,6 @@ def _options(settings: StageSettings, device: torch.device) -> Options:
     if fuse and settings.compile_dir:
         compile.keep_in(settings.compile_dir)
     return Options(linear=settings.linear, attention=settings.attention, compile=fuse)
-
-
-def _generation(text: str) -> tuple[GenerationRequest, float]:
-    """The request that the tokenizer resolved, and when it did (monotonic seconds)."""
-    what = "the REQUEST of the tokenizer model"
-    values = json_object("REQUEST", text, what)
-    try:
-        generation = GenerationRequest(**{field.name: values[field.name] for field in fields(GenerationRequest)})
-        tokenized_at = float(values["tokenized_at"])
-        (generation.prompt + generation.negative_prompt).encode()  # JSON can escape half a surrogate pair
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise InvalidRequest("REQUEST", text, what) from error
-    whole = all(type(getattr(generation, name)) is int for name, limit in LIMITS.items() if limit.integer)
-    if not whole or not math.isfinite(tokenized_at):
-        raise InvalidRequest("REQUEST", text, what)
-    return generation, tokenized_at
 
 
 def _encoding_seconds(request, tokenized_at: float) -> float | None:

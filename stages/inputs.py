@@ -8,27 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from wan.config import Defaults
-from wan.errors import InvalidRequest
-from wan.request import GenerationRequest
+from contract.card import ModelCard
+from contract.errors import InvalidRequest
+from contract.parameters import TENSORS, GenerationRequest
+from contract.tensors import NUMPY
 
-# Tensor name -> (Triton type, numpy kind). The request fields have the same names in lower case.
-PARAMETERS = {
-    "PROMPT": "STRING",
-    "NEGATIVE_PROMPT": "STRING",
-    "WIDTH": "INT32",
-    "HEIGHT": "INT32",
-    "NUM_FRAMES": "INT32",
-    "STEPS": "INT32",
-    "GUIDANCE_SCALE": "FP32",
-    "FLOW_SHIFT": "FP32",
-    "SEED": "INT64",
-    "SAMPLER": "STRING",
-    "CACHE": "STRING",
-    "CACHE_THRESHOLD": "FP32",
-    "GUIDANCE_END": "FP32",
-}
-NUMPY_TYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "FP64": np.float64, "STRING": np.object_}
 MAX_JSON_CHARACTERS = 1 << 20  # ten times what the longest prompts make of it
 
 
@@ -51,7 +35,7 @@ def array(
     fits = len(value.shape) == len(dims) and all(
         d == s or (d == -1 and s > 0) for d, s in zip(dims, value.shape, strict=True)
     )
-    if value.dtype != NUMPY_TYPES[kind] or not fits:
+    if value.dtype != NUMPY[kind] or not fits:
         raise InvalidRequest(name, f"{value.dtype} {list(value.shape)}", shown)
     check(value.shape)
     if kind.startswith("FP") and not np.isfinite(value).all():
@@ -62,7 +46,7 @@ def array(
 def scalar(request, name: str, kind: str) -> int | float | str:
     """The single value of a tensor of shape [1], text decoded from UTF-8."""
     value = find(request, name)
-    if value is None or value.shape != (1,) or value.dtype != NUMPY_TYPES[kind]:
+    if value is None or value.shape != (1,) or value.dtype != NUMPY[kind]:
         given = None if value is None else f"{value.dtype} {list(value.shape)}"
         raise InvalidRequest(name, given, f"one {kind} value, shape [1]")
     item = value[0]
@@ -82,17 +66,15 @@ def text(name: str, value: bytes | str) -> str:
         raise InvalidRequest(name, value, f"UTF-8 text (byte {error.start} is 0x{value[error.start]:02x})") from None
 
 
-def generation_request(request, defaults: Defaults) -> tuple[GenerationRequest, bool]:
+def generation_request(request, card: ModelCard) -> tuple[GenerationRequest, bool]:
     """The validated request of the ensemble's inputs, and whether its seed was drawn here.
 
     Absent inputs take the checkpoint's defaults.
     """
     present = {tensor.name() for tensor in request.inputs()}
-    given = {name.lower(): scalar(request, name, kind) for name, kind in PARAMETERS.items() if name in present}
-    if "prompt" not in given:
-        raise InvalidRequest("PROMPT", None, "UTF-8 text")
+    given = {p.name: scalar(request, p.tensor_name, p.kind) for p in TENSORS if p.tensor_name in present}
     try:
-        return GenerationRequest.create(defaults, **given), "seed" not in given
+        return card.request(**given), "seed" not in given
     except InvalidRequest as error:
         raise InvalidRequest(error.field.upper(), error.value, error.allowed) from None
 

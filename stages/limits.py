@@ -1,33 +1,30 @@
-"""What a request may ask for, declared once; every stage checks it, as each may be called without the others."""
+"""What a request may ask for beyond its parameters' own bounds; every stage checks it, as each may be called alone."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from contract.errors import InvalidRequest
+from contract.geometry import Geometry
+from contract.parameters import BY_NAME, CACHES, GenerationRequest
+from stages.artifacts import Artifacts
 from stages.plans import check_size
 from stages.settings import StageSettings
-from wan.errors import InvalidRequest
-from wan.request import CACHES, LIMITS, GenerationRequest
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Sides, pixels and frames are bounded by `wan.request.LIMITS`; what one video may take in all is bounded here."""
+    """Sides, pixels and frames are bounded by the declaration; what one video may take in all is bounded here."""
 
     video_bytes: int  # of the frames, uint8; latents and activations grow with them
     sizes: dict | None = None  # that the plans were built for; None where every size will do
     caches: Collection[str] = CACHES  # that the checkpoint is calibrated for
-    spatial_stride: int = 8
-    temporal_stride: int = 4
+    geometry: Geometry = field(default_factory=Geometry)
 
     @classmethod
-    def of(cls, manifest: dict, settings: StageSettings) -> "Limits":
-        vae = manifest["vae"]
+    def of(cls, artifacts: Artifacts, settings: StageSettings) -> "Limits":
+        manifest = artifacts.manifest
         return cls(
-            settings.max_video_bytes,
-            manifest.get("sizes"),
-            manifest.get("caches", CACHES),
-            vae["spatial_stride"],
-            vae["temporal_stride"],
+            settings.max_video_bytes, manifest.get("sizes"), manifest.get("caches", CACHES), artifacts.card.geometry
         )
 
     def check(self, request: GenerationRequest) -> None:
@@ -41,11 +38,11 @@ class Limits:
     def check_latents(self, shape: tuple[int, int, int, int]) -> None:
         """Refuse latents [z, T, h, w] of a video that no request may ask for."""
         _, count, height, width = shape
-        sides = {"width": width * self.spatial_stride, "height": height * self.spatial_stride}
-        video = {**sides, "num_frames": 1 + (count - 1) * self.temporal_stride}
+        stride = self.geometry.spatial_stride
+        video = {"width": width * stride, "height": height * stride, "num_frames": self.geometry.num_frames(count)}
         try:
             for name, value in video.items():
-                LIMITS[name].check(name, value)
+                BY_NAME[name].rule.check(name, value, self.geometry)
             self._check_video(**video)
         except InvalidRequest as error:
             raise InvalidRequest(

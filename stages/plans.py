@@ -7,8 +7,8 @@ built on, unless it was built to be compatible (TensorRT documentation, Engine C
 import hashlib
 from pathlib import Path
 
+from contract.errors import InvalidRequest
 from stages.artifacts import ArtifactError
-from wan.errors import InvalidRequest
 
 AMPERE = (8, 0)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stages.artifacts import Artifacts
+
 SIDE = 128  # pixels of the longer side
 QUALITY = 60
 
@@ -22,11 +24,11 @@ class PreviewProjection:
     frame_milliseconds: int
 
     @classmethod
-    def from_manifest(cls, manifest: dict) -> "PreviewProjection":
+    def of(cls, artifacts: Artifacts) -> "PreviewProjection":
         """One latent frame stands for `temporal_stride` frames of the video."""
-        preview, fps = manifest["preview"], manifest["defaults"]["fps"]
-        stride = manifest["vae"]["temporal_stride"]
-        return cls(np.float32(preview["factors"]), np.float32(preview["bias"]), round(1000 * stride / fps))
+        preview, card = artifacts.manifest["preview"], artifacts.card
+        milliseconds = round(1000 * card.geometry.temporal_stride / card.defaults.fps)
+        return cls(np.float32(preview["factors"]), np.float32(preview["bias"]), milliseconds)
 
     def images(self, latents: np.ndarray) -> list[Image.Image]:
         """Latents [z, T, h, w] to T images."""

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -11,8 +11,6 @@ from stages.inputs import generation_request
 from stages.limits import Limits
 from stages.rundir import RunDirectory
 from stages.settings import StageSettings
-from wan.config import Defaults
-from wan.request import GenerationRequest
 from wan.text import Tokenizer
 
 
@@ -20,18 +18,17 @@ class TokenizerStage:
     """Refuses what a later stage would refuse, so that a bad request never waits behind a running video."""
 
     def __init__(self, artifacts: Artifacts, settings: StageSettings):
-        self._defaults = Defaults.from_dict(artifacts.manifest["defaults"], "manifest.json: defaults")
-        self._settings, self._limits = settings, Limits.of(artifacts.manifest, settings)
+        self._card, self._settings, self._limits = artifacts.card, settings, Limits.of(artifacts, settings)
         self._tokenizer = Tokenizer(artifacts["tokenizer"])
         self._tokens("PROMPT", "warm up")
 
     def handle(self, request) -> dict[str, np.ndarray]:
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
-        generation, drawn = generation_request(request, self._defaults)
+        generation, drawn = generation_request(request, self._card)
         self._limits.check(generation)
         if drawn and directory and (seed := directory.checkpoint_seed()) is not None:
             # The server drew the seed of the interrupted run; this one goes on with it.
-            generation = GenerationRequest(**asdict(generation) | {"seed": seed})
+            generation = replace(generation, seed=seed)
         ids, mask = self._tokens("PROMPT", generation.prompt)
         negative_ids, negative_mask = self._tokens("NEGATIVE_PROMPT", generation.negative_prompt)
         if generation.guidance_scale == 1.0:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from contract.geometry import Geometry
 from stages.artifacts import ArtifactError, Artifacts
 from stages.device import on_device
 from stages.plans import check_content, check_plan, profile_index
@@ -76,13 +77,14 @@ class TrtVae:
         self,
         engines: dict[str, TrtEngine],
         manifest: dict,
+        geometry: Geometry,
         device: torch.device,
         cache_dtype: torch.dtype = torch.bfloat16,
     ):
         """`manifest` is that of the repository: its `vae` names the cache slots, its `plans` the profiles."""
         self._engines, self._device, self._dtype = engines, device, cache_dtype
         self._plans = {name: manifest["plans"][f"vae_decoder/{name}"] for name in (FIRST_PLAN, NEXT_PLAN)}
-        self._vae = manifest["vae"]
+        self._cache, self._geometry = manifest["vae"]["cache"], geometry
         self._size: tuple[int, int] | None = None
 
     def _allocate(self, height: int, width: int) -> None:
@@ -90,11 +92,11 @@ class TrtVae:
         if self._size == (height, width):
             return
         self._caches, self._frames = [], {}
-        shapes = [(1, channels, frames, height * s, width * s) for channels, frames, s in self._vae["cache"]]
+        shapes = [(1, channels, frames, height * s, width * s) for channels, frames, s in self._cache]
         empty: Callable[..., Tensor] = lambda shape, dtype: torch.empty(shape, dtype=dtype, device=self._device)  # noqa: E731
         self._caches = [[empty(shape, self._dtype) for shape in shapes] for _ in range(2)]
-        stride = self._vae["spatial_stride"]
-        for name, count in ((FIRST_PLAN, 1), (NEXT_PLAN, self._vae["temporal_stride"])):
+        stride = self._geometry.spatial_stride
+        for name, count in ((FIRST_PLAN, 1), (NEXT_PLAN, self._geometry.temporal_stride)):
             self._frames[name] = empty((1, 3, count, height * stride, width * stride), torch.float32)
         self._size = (height, width)
 
@@ -150,4 +152,4 @@ def open_trt_vae(artifacts: Artifacts, weights_on_gpu: float) -> TrtVae:
             check_content(artifacts[name], manifest["plans"][f"vae_decoder/{name}"], artifacts.command)
             streams = manifest["plans"][f"vae_decoder/{name}"]["options"]["weight_streaming"]
             engines[name] = TrtEngine(trt, artifacts[name], weights_on_gpu if streams else None)
-    return TrtVae(engines, manifest, device)
+    return TrtVae(engines, manifest, artifacts.card.geometry, device)

@@ -31,16 +31,17 @@ class VaeDecoderStage:
     """Memory beyond the output does not depend on the length of the video."""
 
     def __init__(self, artifacts: Artifacts, settings: StageSettings, metrics: StageMetrics):
-        self._vae = artifacts.manifest["vae"]
+        self._geometry = artifacts.card.geometry
         self._settings, self._metrics = settings, metrics
-        self._limits = Limits.of(artifacts.manifest, settings)
+        self._limits = Limits.of(artifacts, settings)
         self._runtime = _open_runtime(artifacts, settings)
-        defaults, stride = artifacts.manifest["defaults"], self._vae["spatial_stride"]
-        two_frames = (self._vae["z_dim"], 2, defaults["height"] // stride, defaults["width"] // stride)
-        self._decode(torch.zeros(two_frames))
+        defaults, two_latent_frames = artifacts.card.defaults, self._geometry.num_frames(2)
+        self._decode(torch.zeros(self._geometry.latent_shape(defaults.width, defaults.height, two_latent_frames)))
 
     def handle(self, request) -> dict[str, np.ndarray]:
-        latents = device_tensor(request, "LATENTS", (self._vae["z_dim"], -1, -1, -1), self._limits.check_latents)
+        latents = device_tensor(
+            request, "LATENTS", (self._geometry.latent_channels, -1, -1, -1), self._limits.check_latents
+        )
         info = self._info(scalar(request, "DENOISE_INFO", "STRING"))
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
         began = time.monotonic()
@@ -63,8 +64,8 @@ class VaeDecoderStage:
 
     def _decode(self, latents: torch.Tensor, on_frame: Callable[[int, int], None] | None = None) -> np.ndarray:
         _, count, height, width = latents.shape
-        space, stride = self._vae["spatial_stride"], self._vae["temporal_stride"]
-        video = np.empty((1 + (count - 1) * stride, height * space, width * space, 3), np.uint8)
+        space = self._geometry.spatial_stride
+        video = np.empty((self._geometry.num_frames(count), height * space, width * space, 3), np.uint8)
         position = 0
         for done, frames in enumerate(decode(self._runtime, latents), start=1):
             video[position : position + len(frames)] = frames

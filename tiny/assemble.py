@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import T5Tokenizer
 
+from contract import Defaults
 from tiny.scenes import FRAMES, SIZE
 from tiny.train_dit import ARCHITECTURE as DIT
 from tiny.train_dit import FLOW_SHIFT
 from tiny.train_text import ARCHITECTURE as TEXT
 from tiny.train_vae import ARCHITECTURE as VAE
 from tiny.train_vae import LATENTS_FILE
-from wan.config import Defaults
 from wan.keys import dit_to_diffusers, vae_to_diffusers
 
 DEFAULTS = Defaults(

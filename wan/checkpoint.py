@@ -244,7 +244,9 @@ class Checkpoint(ABC):
         found = {"variant": self.variant.name, "geometry": asdict(geometry(self.dit_config(), self.vae_config()))}
         said = self.settings.get("geometry", found["geometry"])
         if said != found["geometry"]:
-            raise CheckpointError(f"{self.root / SETTINGS_FILE}: geometry is {said}; its tensors have {found['geometry']}")
+            raise CheckpointError(
+                f"{self.root / SETTINGS_FILE}: geometry is {said}; its tensors have {found['geometry']}"
+            )
         try:
             return ModelCard.from_dict(self.settings | found, str(self.root / SETTINGS_FILE))
         except InvalidCard as error:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from contract.card import ModelCard
+from contract.geometry import Geometry
 from contract.parameters import GenerationRequest
 from wan.checkpoint import Checkpoint
 from wan.denoise import Conditioning, DenoiseInfo, Denoiser, Expert, Progress, Resume
@@ -39,17 +40,21 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def denoiser(checkpoint: Checkpoint, dits: Sequence[WanDiT]) -> Denoiser:
+def denoiser(checkpoint: Checkpoint, geometry: Geometry, dits: Sequence[WanDiT]) -> Denoiser:
     """The experts of a checkpoint around DiTs that were loaded from it."""
-    return Denoiser(tuple(Expert(dit, checkpoint.caches) for dit in dits), checkpoint.card.geometry, checkpoint.grid)
+    return Denoiser(tuple(Expert(dit, checkpoint.caches) for dit in dits), geometry, checkpoint.grid)
 
 
 def load_denoiser(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None = None, options: Options | None = None
+    checkpoint: Checkpoint,
+    geometry: Geometry,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    options: Options | None = None,
 ) -> Denoiser:
     """Every expert of a checkpoint, FP8 packages included, computing as `options` say."""
     dit = checkpoint.load_dit(device, dtype or default_dtype(device))
-    return denoiser(checkpoint, [optimized(dit, options or Options())])
+    return denoiser(checkpoint, geometry, [optimized(dit, options or Options())])
 
 
 @dataclass
@@ -73,7 +78,7 @@ class Pipeline:
         return cls(
             tokenizer=Tokenizer(checkpoint.tokenizer_directory),
             text_encoder=checkpoint.load_text_encoder(device, dtype or default_dtype(device)),
-            denoiser=load_denoiser(checkpoint, device, dtype),
+            denoiser=load_denoiser(checkpoint, checkpoint.card.geometry, device, dtype),
             vae=accelerate(checkpoint.load_vae(device, torch.float32)),
             card=checkpoint.card,
         )

@@ -13,10 +13,9 @@ from torch import nn
 from export.atomic import replacing
 from export.dit.formats import DitWeights
 from export.dit.lora import Lora, merge
-from wan import fp8
 from wan.checkpoint import Checkpoint
 from wan.dit import WanDiT
-from wan.pipeline import Pipeline
+from wan.pipeline import Pipeline, default_dtype, denoiser
 from wan.text import Tokenizer
 
 PROMPTS = ("a red circle moves to the right on a white background", "a blue square moves down on a black background")
@@ -46,19 +45,11 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 def compare(reference: Pipeline, packaged, prompts=PROMPTS, step: Callable[[str], None] = lambda text: None) -> dict:
     """Mean PSNR and SSIM over `prompts`, same seeds; `packaged` is the DiT that takes the place of the reference's."""
-    rows = []
-    dit = reference.dit
-    try:
-        for seed, prompt in enumerate(prompts):
-            step(f"quality, prompt {seed + 1} of {len(prompts)}")
-            reference.dit = dit
-            expected = reference(prompt, seed=seed).frames
-            reference.dit = packaged
-            frames = reference(prompt, seed=seed).frames
-            rows.append((psnr(expected, frames), ssim(expected, frames)))
-    finally:
-        reference.dit = dit
-    # Equal frames have an infinite PSNR, which JSON cannot hold: 99 dB says the same.
+    rows, lossy = [], reference.with_dits([packaged])
+    for seed, prompt in enumerate(prompts):
+        step(f"quality, prompt {seed + 1} of {len(prompts)}")
+        expected, frames = (pipeline(prompt, seed=seed).frames for pipeline in (reference, lossy))
+        rows.append((psnr(expected, frames), ssim(expected, frames)))
     return {
         "prompts": len(rows),
         "psnr_db": round(float(np.mean([min(p, 99.0) for p, _ in rows])), 3),
@@ -84,17 +75,16 @@ def measure(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and sum(prod(weights.shape(name)) for name in weights.names) > CPU_PARAMETERS:
         return {"skipped": f"more than {CPU_PARAMETERS} parameters and no GPU"}
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = default_dtype(torch.device(device))
+    merged = merged_dit(checkpoint, weights, loras, device).to(dtype)
     pipeline = Pipeline(
         tokenizer=Tokenizer(checkpoint.tokenizer_directory),
         text_encoder=checkpoint.load_text_encoder(device, dtype),
-        dit=merged_dit(checkpoint, weights, loras, device).to(dtype),
+        denoiser=denoiser(checkpoint, checkpoint.card.geometry, [merged]),
         vae=checkpoint.load_vae(device, torch.float32),
-        defaults=checkpoint.defaults,
-        caches=checkpoint.caches,
-        grid=checkpoint.grid,
+        card=checkpoint.card,
     )
-    packaged = fp8.load_dit(Checkpoint.open(package), device, dtype)
+    packaged = Checkpoint.open(package).load_dit(device, dtype)
     return compare(pipeline, packaged, step=step)
 
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 import shutil
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
@@ -16,16 +17,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from contract.variants import VARIANTS
 from export.dit.stream import Slot, write_safetensors
 from wan.checkpoint import build_umt5
 from wan.config import DiTConfig, TextConfig, VAEConfig
 from wan.dit import WanDiT
 from wan.vae import WanVAE
 
-MODELS = {
-    "t2v-1.3b": DiTConfig(dim=1536, num_layers=30, num_heads=12, ffn_dim=8960),
-    "t2v-14b": DiTConfig(dim=5120, num_layers=40, num_heads=40, ffn_dim=13824),
-}
+MODELS = {row.name: DiTConfig(**asdict(row.sizes)) for row in VARIANTS if row.sizes and not row.missing}
 # transformers' names to those of the official file; the inverse of wan.keys.umt5_from_official.
 UMT5_NAMES = [
     (r"^shared\.", "token_embedding."),

@@ -1,14 +1,18 @@
 """Video sizes and the optimization profiles that plans get for them."""
 
+import contextlib
 import re
 from dataclasses import dataclass
 
+from contract.card import ModelCard
+from contract.errors import InvalidRequest
+from contract.geometry import Geometry
+from contract.parameters import BY_NAME
 from export.tensorrt.builder import Profile, ShapeRange
 from export.tensorrt.vae_cache import CacheSlot
 from stages.vae_runtime import cache_input
-from wan.config import Defaults, VAEConfig
+from wan.config import VAEConfig
 from wan.errors import WanError
-from wan.request import LIMITS
 from wan.text import TEXT_LENGTH
 
 # 480p and 720p in both orientations, the sizes that Wan 2.1 was trained at.
@@ -41,31 +45,32 @@ class Sizes:
         }
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str, geometry: Geometry) -> tuple[int, int]:
     """`832x480` -> (832, 480); raises SizeError."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
-    limits = LIMITS["width"], LIMITS["height"]
-    if match:
-        size = int(match[1]), int(match[2])
-        if all(limit.low <= v <= limit.high and v % limit.multiple == 0 for limit, v in zip(limits, size, strict=True)):
+    rule = BY_NAME["width"].rule
+    if match := re.fullmatch(r"(\d+)x(\d+)", text.strip()):
+        with contextlib.suppress(InvalidRequest):
+            size = int(match[1]), int(match[2])
+            for side in size:
+                rule.check("size", side, geometry)
             return size
-    raise SizeError(f"size is {text!r}; allowed: WIDTHxHEIGHT, each {limits[0]}")
+    raise SizeError(f"size is {text!r}; allowed: WIDTHxHEIGHT, each {rule.words(geometry)}")
 
 
-def parse_sizes(sizes: str | None, size_range: str | None, defaults: Defaults) -> Sizes:
+def parse_sizes(sizes: str | None, size_range: str | None, card: ModelCard) -> Sizes:
     """The sizes of the command line; without any, the checkpoint's default and, for a model of that class, the official ones."""
-    own = (defaults.width, defaults.height)
+    own = (card.defaults.width, card.defaults.height)
     if sizes is None:
         both = (own, own[::-1])
         fixed = list(dict.fromkeys(OFFICIAL if own in OFFICIAL else both))
     else:
-        fixed = list(dict.fromkeys(parse_size(text) for text in sizes.split(",")))
+        fixed = list(dict.fromkeys(parse_size(text, card.geometry) for text in sizes.split(",")))
     if size_range is None:
         return Sizes(tuple(fixed))
     low, separator, high = size_range.partition(":")
     if not separator:
         raise SizeError(f"size range is {size_range!r}; allowed: SMALLEST:LARGEST, as in 256x256:1280x1280")
-    limits = parse_size(low), parse_size(high)
+    limits = parse_size(low, card.geometry), parse_size(high, card.geometry)
     if limits[0][0] > limits[1][0] or limits[0][1] > limits[1][1]:
         raise SizeError(f"size range is {size_range!r}: {low} is not smaller than {high}")
     return Sizes(tuple(fixed), limits)

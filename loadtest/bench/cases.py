@@ -2,11 +2,11 @@
 
 from dataclasses import asdict, dataclass, field
 
-# Sizes of the DiT: width, layers, heads, feed-forward width (Wan-Video/Wan2.1, wan/configs).
-ARCHITECTURES = {
-    "t2v-1.3b": dict(dim=1536, num_layers=30, num_heads=12, ffn_dim=8960),
-    "t2v-14b": dict(dim=5120, num_layers=40, num_heads=40, ffn_dim=13824),
-}
+from contract.geometry import Geometry
+from contract.variants import VARIANTS
+
+ARCHITECTURES = {row.name: asdict(row.sizes) for row in VARIANTS if row.sizes}
+GEOMETRY = Geometry()  # of Wan 2.1, which all of them have
 PROMPT_TOKENS = 60  # a long sentence; the rest of the 512 rows is padding
 
 
@@ -34,10 +34,6 @@ class Case:
         return cls(**values | {"shape": tuple(values["shape"])})
 
 
-def latent_shape(width: int, height: int, frames: int) -> tuple[int, int, int, int]:
-    return 16, 1 + (frames - 1) // 4, height // 8, width // 8
-
-
 def standard(checkpoint: str, device: str, threads: int) -> list[Case]:
     """The cases of `make bench`: real widths where a CPU can carry them, the whole loop on the shipped checkpoint."""
     two_layers = ARCHITECTURES["t2v-1.3b"] | {"num_layers": 2}
@@ -56,7 +52,10 @@ def random_weights(
 ) -> list[Case]:
     """The cases of a real size without a checkpoint: one forward and, with guidance, the whole loop."""
     dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    shape, size = latent_shape(width, height, frames), dict(width=width, height=height, num_frames=frames, steps=steps)
+    shape, size = (
+        GEOMETRY.latent_shape(width, height, frames),
+        dict(width=width, height=height, num_frames=frames, steps=steps),
+    )
     common = dict(dtype=dtype, device=device, shape=shape, architecture=ARCHITECTURES[name], loading=loading)
     text = f"{name} {width}x{height}x{frames}"
     return [
@@ -70,7 +69,7 @@ def dit_flops(
 ) -> float:
     """Floating-point operations of one forward: matrix products and attention, as the published figures count them."""
     d, ffn, layers = architecture["dim"], architecture["ffn_dim"], architecture["num_layers"]
-    s = shape[1] * shape[2] * shape[3] // 4
+    s = shape[1] * shape[2] * shape[3] // GEOMETRY.patch**2
     linear = 2 * s * (6 * d * d + 2 * d * ffn) + 2 * text * 2 * d * d
     attention = 4 * s * s * d + 4 * s * text * d
     return float(batch * (layers * (linear + attention) + 2 * text * (text_dim * d + d * d)))

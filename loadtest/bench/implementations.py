@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from contract.card import ModelCard
+from contract.parameters import GenerationRequest
 from loadtest.bench.cases import PROMPT_TOKENS, Case
 from wan import keys
 from wan.checkpoint import Checkpoint
-from wan.config import Defaults, DiTConfig, VAEConfig
-from wan.denoise import denoise, schedule_of
+from wan.config import DiTConfig, VAEConfig
+from wan.denoise import Conditioning, Denoiser, Expert
 from wan.dit import WanDiT
 from wan.optimize import Options, optimized
-from wan.pipeline import Pipeline
-from wan.request import GenerationRequest
+from wan.pipeline import Pipeline, denoiser
 from wan.vae import WanVAE
 from wan.vae_cpu import accelerate
 
@@ -44,9 +45,17 @@ def _inputs(case: Case, text_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     return latents.to(case.device), torch.tensor([500.0], device=case.device), context.to(case.device, dtype)
 
 
-def _request(case: Case, defaults: Defaults) -> GenerationRequest:
-    given = {"cache_threshold": 0.0, "guidance_end": 1.0} | case.request
-    return GenerationRequest.create(defaults, PROMPT, seed=0, **given)
+def _card(case: Case) -> ModelCard:
+    return Checkpoint.open(case.checkpoint).card if case.checkpoint else ModelCard()
+
+
+def _whole_run(case: Case, text_dim: int) -> tuple[GenerationRequest, Tensor, Tensor]:
+    """Request, latents [1, C, T', h, w] and text of a run through all steps."""
+    card = _card(case)
+    request = card.request(prompt=PROMPT, seed=0, **{"cache_threshold": 0.0, "guidance_end": 1.0} | case.request)
+    shape = card.geometry.latent_shape(request.width, request.height, request.num_frames)
+    latents, _, context = _inputs(Case(**case.as_dict() | {"shape": shape}), text_dim)
+    return request, latents, context
 
 
 def _our_dit(case: Case) -> WanDiT:
@@ -85,13 +94,12 @@ def ours(case: Case) -> Run:
     if case.part == "dit":
         latents, timestep, context = _inputs(case, dit.config.text_dim)
         return lambda: dit(latents, timestep, context[:1])
-    checkpoint = Checkpoint.open(case.checkpoint) if case.checkpoint else None
-    request = _request(case, checkpoint.defaults if checkpoint else Defaults())
-    shape = request.latent_shape(dit.config.in_channels)
-    latents, _, context = _inputs(Case(**case.as_dict() | {"shape": shape}), dit.config.text_dim)
-    caches, grid = (checkpoint.caches, checkpoint.grid) if checkpoint else ({}, "diffusers")
-    options = dict(schedule=schedule_of(request, grid), cache_model=caches.get(request.cache), latents=latents[0])
-    return lambda: denoise(dit, *context, request, **options)[0]
+    request, latents, context = _whole_run(case, dit.config.text_dim)
+    if case.checkpoint:
+        loop = denoiser(Checkpoint.open(case.checkpoint), _card(case).geometry, [dit])
+    else:
+        loop = Denoiser((Expert(dit),), _card(case).geometry, "diffusers")
+    return lambda: loop.run(Conditioning(*context), request, latents=latents[0])[0]
 
 
 def _their_dit(case: Case):
@@ -118,10 +126,7 @@ def _their_dit(case: Case):
 def _their_denoise(case: Case, model) -> Run:
     from diffusers import UniPCMultistepScheduler
 
-    defaults = Checkpoint.open(case.checkpoint).defaults if case.checkpoint else Defaults()
-    request = _request(case, defaults)
-    shape = request.latent_shape(model.config.in_channels)
-    latents, _, context = _inputs(Case(**case.as_dict() | {"shape": shape}), model.config.text_dim)
+    request, latents, context = _whole_run(case, model.config.text_dim)
 
     def run() -> Tensor:
         scheduler = UniPCMultistepScheduler(

@@ -20,7 +20,6 @@ from stages.denoise_run import CHECKPOINT_SHARE, LONGEST_PAUSE, DenoiseRun, Inte
 from stages.rundir import RunDirectory, StepCheckpoint
 from stages.settings import StageSettings
 from wan.pipeline import Pipeline
-from wan.request import GenerationRequest
 from wan.samplers import SamplerState
 
 LATENT = (16, 21, 60, 104)  # 832x480, 81 frames
@@ -49,14 +48,12 @@ class NoMetrics:
 
 def loop_share(pipeline: Pipeline, folder: Path, steps: int, interval: float) -> tuple[float, float, list[float]]:
     """(share of the loop, seconds of the loop, seconds of each checkpoint)."""
-    request = GenerationRequest.create(
-        pipeline.defaults, "a red circle moves left", seed=1, steps=steps, cache_threshold=0.0
-    )
-    context, negative = pipeline.encode([request.prompt, request.negative_prompt])
+    request = pipeline.card.request(prompt="a red circle moves left", seed=1, steps=steps, cache_threshold=0.0)
+    conditioning, plan = pipeline.condition(request), pipeline.denoiser.plan(request)
     directory = TimedDirectory(folder, "loop").open()
-    run = DenoiseRun(request, (True,) * steps, "model", directory, Intervals(interval, interval), NoMetrics())
+    run = DenoiseRun(request, plan, "model", directory, Intervals(interval, interval), NoMetrics())
     began = time.perf_counter()
-    pipeline.denoise(context, negative, request, on_step=run)
+    pipeline.denoise(conditioning, request, on_step=run)
     seconds = time.perf_counter() - began
     return sum(directory.seconds) / seconds, seconds, directory.seconds
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import mean
 
 import numpy as np
+import torch
 
 from export.dit.quality import psnr, ssim
 from loadtest.quality.settings import BASELINE, Setting
@@ -13,7 +14,7 @@ from tiny.obedience import check, held_out_prompts
 from tiny.scenes import Scene
 from wan.checkpoint import Checkpoint
 from wan.optimize import optimized
-from wan.pipeline import Pipeline, Video
+from wan.pipeline import Pipeline, Video, default_dtype
 
 IDENTICAL_PSNR = 99.0  # dB, in place of infinity, which JSON does not have
 
@@ -63,9 +64,10 @@ class Evaluation:
 
     def __init__(self, checkpoint: str, settings: Sequence[Setting], device: str = "cpu"):
         self.settings = [BASELINE, *settings]
-        self._pipeline = Pipeline.from_checkpoint(checkpoint, device=device)
-        plain = Checkpoint.open(checkpoint).load_dit(device, self._pipeline.dit.dtype)
-        self._models = {s.loading: optimized(copy.deepcopy(plain), s.loading) for s in self.settings}
+        pipeline = Pipeline.from_checkpoint(checkpoint, device=device)
+        plain = Checkpoint.open(checkpoint).load_dit(device, default_dtype(torch.device(device)))
+        dits = {s.loading: optimized(copy.deepcopy(plain), s.loading) for s in self.settings}
+        self._pipelines = {loading: pipeline.with_dits([dit]) for loading, dit in dits.items()}
         self._videos: dict[str, list[tuple[Case, Video]]] = {s.name: [] for s in self.settings}
 
     def run(self, cases: Sequence[Case], report: Callable[[str], None] = lambda text: None) -> list[Row]:
@@ -73,8 +75,7 @@ class Evaluation:
         for i, case in enumerate(cases, start=1):
             report(f"prompt {i} of {len(cases)}: {case.prompt}")
             for setting in self.settings:
-                self._pipeline.dit = self._models[setting.loading]
-                video = self._pipeline(case.prompt, seed=case.seed, **setting.request)
+                video = self._pipelines[setting.loading](case.prompt, seed=case.seed, **setting.request)
                 self._videos[setting.name].append((case, video))
         baseline = [video for _, video in self._videos[BASELINE.name]]
         rows = [self._row(setting, baseline) for setting in self.settings]

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from contract.parameters import CACHES
 from loadtest.base.inputs import LoadTestError
 from wan.optimize import Options
-from wan.request import CACHES
 
 REQUEST = {"guidance_end": float, "steps": int, "sampler": str}
 LOADING = ("linear", "attention")

@@ -17,7 +17,6 @@ from export.tensorrt import graphs as tensorrt_graphs
 from export.tensorrt import plans
 from stages.trt_runtime import import_tensorrt
 from wan.checkpoint import Checkpoint
-from wan.fp8 import load_dit
 
 OPTIONS = Options(gpus="2x80", quality=False)
 PLANS = {"text_encoder/model.plan", "vae_decoder/first.plan", "vae_decoder/next.plan"}
@@ -67,7 +66,7 @@ def test_without_tensorrt_everything_else_is_done_and_kept(checkpoint, tmp_path,
     assert "GPU memory in GiB for" in printed.out
     building = paths.building(out)
     assert (
-        load_dit(Checkpoint.open(paths.dit_checkpoint(building))).blocks[0].ffn[0].weight.dtype == torch.float8_e4m3fn
+        Checkpoint.open(paths.dit_checkpoint(building)).load_dit().blocks[0].ffn[0].weight.dtype == torch.float8_e4m3fn
     )
     assert (building / "text_encoder" / "config.pbtxt").is_file()
     assert (building / "denoise" / "1" / "checkpoint" / "fp8_errors.png").is_file()
@@ -109,12 +108,12 @@ def test_another_placement_renders_again_but_keeps_the_weights(checkpoint, tmp_p
 def test_another_precision_or_lora_makes_the_weights_again(checkpoint, tmp_path, tensorrt):
     out = tmp_path / "repository"
     _export(checkpoint, out)
-    before = load_dit(Checkpoint.open(paths.dit_checkpoint(out))).blocks[0].ffn[2].bias.clone()
+    before = Checkpoint.open(paths.dit_checkpoint(out)).load_dit().blocks[0].ffn[2].bias.clone()
     lora = tmp_path / "lora.safetensors"
     save_file({"blocks.0.ffn.2.diff_b": torch.ones(before.shape)}, lora)
     options = Options(gpus="2x80", quality=False, precision=Precision("fp8-ffn"), loras=((lora, 2.0),))
     _export(checkpoint, out, options)
-    dit = load_dit(Checkpoint.open(paths.dit_checkpoint(out)))
+    dit = Checkpoint.open(paths.dit_checkpoint(out)).load_dit()
     assert torch.allclose(dit.blocks[0].ffn[2].bias, before + 2, atol=0.02)
     assert dit.blocks[0].self_attn.q.weight.dtype == torch.float32
     assert dit.blocks[0].ffn[0].weight.dtype == torch.float8_e4m3fn

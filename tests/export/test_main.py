@@ -116,16 +116,16 @@ def without_graphs(monkeypatch):
 @pytest.mark.usefixtures("without_graphs")
 def test_loras_are_merged_into_the_dit_that_a_cpu_serves(checkpoint, tmp_path):
     name, out, lora = "blocks.0.ffn.0", tmp_path / "out", tmp_path / "style.safetensors"
-    before = fp8.load_dit(Checkpoint.open(checkpoint)).state_dict()
+    before = Checkpoint.open(checkpoint).load_dit().state_dict()
     rows, columns = before[f"{name}.weight"].shape
     save_file({f"{name}.lora_up.weight": torch.ones(rows, 1), f"{name}.lora_down.weight": torch.ones(1, columns)}, lora)
     assert command.main([str(checkpoint), "--out", str(out), "--lora", f"{lora}=0.25"]) == 0
     place = {"model_repository": str(out / "denoise"), "model_version": "1", "model_name": "denoise"}
     served = Checkpoint.open(Artifacts.open(place)["checkpoint"])
-    after = fp8.load_dit(served).state_dict()
+    after = served.load_dit().state_dict()
     assert torch.equal(after[f"{name}.weight"], before[f"{name}.weight"] + 0.25)
     assert [key for key in before if not torch.equal(before[key], after[key])] == [f"{name}.weight"]
-    assert (served.grid, served.defaults) == (Checkpoint.open(checkpoint).grid, Checkpoint.open(checkpoint).defaults)
+    assert (served.grid, served.settings) == (Checkpoint.open(checkpoint).grid, Checkpoint.open(checkpoint).settings)
     merged = manifest.read(out)
     assert merged["dit_package"]["loras"] == [{"file": lora.name, "strength": 0.25, "parameters": 1}]
     assert command.main([str(checkpoint), "--out", str(out)]) == 0

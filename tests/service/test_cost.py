@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from wan.request import GenerationRequest
 
 import wan.cost
 from service.cost import DEFAULT_FILE, CostModel
@@ -10,7 +11,6 @@ from service.errors import SettingsError
 from tests.conftest import PROJECT_ROOT
 from wan.denoise import computed_steps, schedule_of
 from wan.pipeline import Pipeline
-from wan.request import GenerationRequest
 
 REQUEST = {"width": 832, "height": 480, "num_frames": 81, "steps": 50, "guidance_scale": 5.0, "cache_threshold": 0.0}
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from wan.request import GenerationRequest
 
 from stages.denoise_run import DenoiseRun, Intervals, NotFinite, fingerprint
 from stages.metrics import DenoiseMetrics
@@ -11,7 +12,6 @@ from tests.stages.recording_metrics import RecordingBackend
 from wan.config import Defaults
 from wan.denoise import Progress
 from wan.errors import Cancelled
-from wan.request import GenerationRequest
 from wan.samplers import SamplerState
 
 REQUEST = GenerationRequest.create(Defaults(width=64, height=64, num_frames=5, steps=10), "a red circle", seed=3)

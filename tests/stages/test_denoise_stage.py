@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from wan.request import GenerationRequest
 
 from stages import denoise_stage
 from stages.artifacts import Artifacts
@@ -19,7 +20,6 @@ from tests.stages.recording_metrics import RecordingBackend
 from tests.stages.requests import Request, text
 from wan.checkpoint import Checkpoint
 from wan.errors import InvalidRequest
-from wan.request import GenerationRequest
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 from dataclasses import replace
 
 import pytest
+from wan.request import GenerationRequest
 
 from stages.limits import Limits
 from wan.config import Defaults
 from wan.errors import InvalidRequest
-from wan.request import GenerationRequest
 
 REQUEST = GenerationRequest.create(
     Defaults(width=64, height=64, num_frames=17, steps=20), "x", seed=0, cache_threshold=0.0

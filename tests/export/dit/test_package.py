@@ -32,7 +32,7 @@ def packaged(checkpoint, tmp_path_factory):
 
 def test_package_loads_as_a_checkpoint_with_fp8_layers(checkpoint, packaged):
     folder, described = packaged
-    reference, dit = Checkpoint.open(checkpoint).load_dit(), fp8.load_dit(Checkpoint.open(folder))
+    reference, dit = Checkpoint.open(checkpoint).load_dit(), Checkpoint.open(folder).load_dit()
     layers = [name for name, module in dit.named_modules() if isinstance(module, fp8.Fp8Linear)]
     assert len(layers) == 10 * reference.config.num_layers == described["errors"]["layers"]
     name = "blocks.1.cross_attn.v"
@@ -43,7 +43,7 @@ def test_package_loads_as_a_checkpoint_with_fp8_layers(checkpoint, packaged):
 
 
 def test_package_predicts_about_what_the_original_predicts(checkpoint, packaged):
-    reference, dit = Checkpoint.open(checkpoint).load_dit(), fp8.load_dit(Checkpoint.open(packaged[0]))
+    reference, dit = Checkpoint.open(checkpoint).load_dit(), Checkpoint.open(packaged[0]).load_dit()
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, reference.config.in_channels, 2, 8, 8, generator=generator)
     context = torch.randn(1, 16, reference.config.text_dim, generator=generator)
@@ -114,7 +114,7 @@ def test_lora_is_merged_before_quantisation(checkpoint, tmp_path):
     lora = Lora(tmp_path / "l.safetensors", 0.25, shapes)
     described = _package(checkpoint, tmp_path / "out", Precision("fp8"), [lora])
     assert described["loras"] == [{"file": "l.safetensors", "strength": 0.25, "parameters": 1}]
-    layer = fp8.load_dit(Checkpoint.open(tmp_path / "out")).blocks[0].ffn[0]
+    layer = Checkpoint.open(tmp_path / "out").load_dit().blocks[0].ffn[0]
     expected = fp8.dequantize(*fp8.quantize_rows(weights.load(name) + 0.25))
     assert torch.equal(fp8.dequantize(layer.weight, layer.weight_scale), expected)
 

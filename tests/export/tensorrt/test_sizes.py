@@ -3,19 +3,20 @@ import pytest
 from export.tensorrt.sizes import OFFICIAL, SizeError, parse_sizes, vae_profiles
 from export.tensorrt.vae_cache import decoder_slots
 from stages.plans import check_size, profile_index
-from wan.config import Defaults, VAEConfig
+from contract import Defaults, ModelCard
+from wan.config import VAEConfig
 from wan.errors import InvalidRequest
 
 VAE = VAEConfig()
 
 
 def test_official_models_get_480p_and_720p_in_both_orientations():
-    assert parse_sizes(None, None, Defaults()).fixed == OFFICIAL
-    assert parse_sizes(None, None, Defaults(width=64, height=48)).fixed == ((64, 48), (48, 64))
+    assert parse_sizes(None, None, ModelCard()).fixed == OFFICIAL
+    assert parse_sizes(None, None, ModelCard(defaults=Defaults(width=64, height=48))).fixed == ((64, 48), (48, 64))
 
 
 def test_a_range_comes_after_the_exact_profiles():
-    sizes = parse_sizes("832x480", "256x256:1280x1280", Defaults())
+    sizes = parse_sizes("832x480", "256x256:1280x1280", ModelCard())
     profiles = vae_profiles(sizes, VAE, decoder_slots(VAE), first=False)
     assert [profile.name for profile in profiles] == ["832x480", "range"]
     exact, spread = (profile.shapes["LATENTS"] for profile in profiles)
@@ -26,7 +27,7 @@ def test_a_range_comes_after_the_exact_profiles():
 
 
 def test_encoder_profiles_are_in_pixels():
-    (profile,) = vae_profiles(parse_sizes("480x832", None, Defaults()), VAE, [], first=True, encoder=True)
+    (profile,) = vae_profiles(parse_sizes("480x832", None, ModelCard()), VAE, [], first=True, encoder=True)
     assert profile.shapes == {"FRAMES": profile.shapes["FRAMES"]}
     assert profile.shapes["FRAMES"].opt == (1, 3, 1, 832, 480)
 
@@ -39,11 +40,11 @@ def test_encoder_profiles_are_in_pixels():
 ])  # fmt: skip
 def test_impossible_sizes_are_refused(sizes, size_range, message):
     with pytest.raises(SizeError, match=message):
-        parse_sizes(sizes, size_range, Defaults())
+        parse_sizes(sizes, size_range, ModelCard())
 
 
 def test_requests_are_held_to_the_sizes_of_the_plans():
-    sizes = parse_sizes("832x480", "256x256:512x512", Defaults()).described()
+    sizes = parse_sizes("832x480", "256x256:512x512", ModelCard()).described()
     with pytest.raises(InvalidRequest, match=r"width x height is '480x832'; allowed: 832x480, 256x256 to 512x512"):
         check_size(480, 832, sizes)
     for width, height in ((832, 480), (320, 512)):

@@ -3,13 +3,13 @@
 from dataclasses import fields
 
 import pytest
+from wan.request import CACHES, LIMITS, MAX_PROMPT_CHARACTERS, GenerationRequest
 
 from service.api import requests
 from service.errors import InvalidRequest
 from service.settings import ModelCard
 from service.triton import INPUTS
 from stages.inputs import PARAMETERS
-from wan.request import CACHES, LIMITS, MAX_PROMPT_CHARACTERS, GenerationRequest
 from wan.samplers import SAMPLERS
 
 CARD = ModelCard(width=64, height=64, num_frames=17, steps=20, fps=16)
