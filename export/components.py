@@ -11,8 +11,8 @@ def check_components(checkpoint: Checkpoint) -> tuple[DiTConfig, VAEConfig, Text
     dit, vae, text = checkpoint.dit_config(), checkpoint.vae_config(), checkpoint.text_config()
     if text.d_model != dit.text_dim:
         raise CheckpointError(f"{checkpoint.root}: text encoder width {text.d_model}, the DiT expects {dit.text_dim}")
-    if vae.z_dim != dit.in_channels:
-        raise CheckpointError(f"{checkpoint.root}: the VAE has {vae.z_dim} latent channels, the DiT {dit.in_channels}")
+    if vae.z_dim != dit.out_channels:
+        raise CheckpointError(f"{checkpoint.root}: the VAE has {vae.z_dim} latent channels, the DiT {dit.out_channels}")
     return dit, vae, text
 
 

@@ -166,7 +166,7 @@ def denoise(
     """
     schedule = schedule or schedule_of(request, "wan")
     plan = computed_steps(dit, schedule, cache_model, request)
-    shape = request.latent_shape(dit.config.in_channels)
+    shape = request.latent_shape(dit.config.out_channels)
     state, start = _start(request, shape, latents, resume, plan, dit.device)
     guided = guided_steps(request, schedule.steps)
     texts = [context] if guided == 0 else [context, negative_context]

@@ -87,7 +87,7 @@ def ours(case: Case) -> Run:
         return lambda: dit(latents, timestep, context[:1])
     checkpoint = Checkpoint.open(case.checkpoint) if case.checkpoint else None
     request = _request(case, checkpoint.defaults if checkpoint else Defaults())
-    shape = request.latent_shape(dit.config.in_channels)
+    shape = request.latent_shape(dit.config.out_channels)
     latents, _, context = _inputs(Case(**case.as_dict() | {"shape": shape}), dit.config.text_dim)
     caches, grid = (checkpoint.caches, checkpoint.grid) if checkpoint else ({}, "diffusers")
     options = dict(schedule=schedule_of(request, grid), cache_model=caches.get(request.cache), latents=latents[0])
@@ -120,7 +120,7 @@ def _their_denoise(case: Case, model) -> Run:
 
     defaults = Checkpoint.open(case.checkpoint).defaults if case.checkpoint else Defaults()
     request = _request(case, defaults)
-    shape = request.latent_shape(model.config.in_channels)
+    shape = request.latent_shape(model.config.out_channels)
     latents, _, context = _inputs(Case(**case.as_dict() | {"shape": shape}), model.config.text_dim)
 
     def run() -> Tensor:
