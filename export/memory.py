@@ -54,10 +54,10 @@ def denoise(config: DiTConfig, weight_bytes: int, video: Video, vae: VAEConfig) 
     values, their activation and what FP8 quantisation makes of them (a float32 copy, the quotient, the FP8 values).
     """
     tokens = _tokens(video, vae)
-    stream = config.dim * (BF16 + FP32 + FP32 + BF16)
+    stream = config.dim * (2 * FP32 + FP32 + BF16)
     attention = config.dim * (3 * BF16 + 3 * FP32 + BF16)
     ffn = config.ffn_dim * (2 * BF16 + 2 * FP32 + 1)
-    residuals = 2 * tokens * config.dim * BF16  # TeaCache, one for each guidance branch
+    residuals = 2 * tokens * config.dim * FP32  # TeaCache, one for each guidance branch
     text = 2 * config.num_layers * 2 * config.text_len * config.dim * BF16  # cross-attention keys and values
     return StageMemory(weight_bytes, residuals + text, tokens * (stream + max(attention, ffn)))
 

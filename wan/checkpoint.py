@@ -30,7 +30,7 @@ from wan.text import TextEncoder, Tokenizer
 from wan.vae import WanVAE
 
 # Kept in float32 whatever the dtype asked for: the reference runs them so, and they are a thousandth of the weights.
-FLOAT32_PARTS = re.compile(r"(^|\.)(time_embedding|time_projection|modulation|norm3|weight_scale)(\.|$)")
+FLOAT32_PARTS = re.compile(r"(^|\.)(time_embedding|time_projection|modulation|norm3|head|weight_scale)(\.|$)")
 SETTINGS_FILE = "wan.json"
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from contract.geometry import Geometry
 from contract.parameters import GenerationRequest, guided_steps
 from wan import samplers
-from wan.dit import KeysValues, WanDiT
+from wan.dit import Sources, WanDiT
 from wan.errors import InvalidRequest
 from wan.samplers import SamplerState, Schedule
 from wan.teacache import StepCache
@@ -139,7 +139,7 @@ class _Evaluator:
         self.residual: Tensor | None = None  # of the last computed step, [1 or 2, S, dim]
         self.keep_residual = False
 
-    def _run(self, tokens: Tensor, i: int, branches: list[KeysValues]) -> Tensor:  # [1, S, dim] -> [1 or 2, S, dim]
+    def _run(self, tokens: Tensor, i: int, branches: list[Sources]) -> Tensor:  # [1, S, dim] -> [1 or 2, S, dim]
         modulation = self.modulation[i : i + 1]
         outputs = [
             self.dit.run_blocks(tokens.expand(b.batch, -1, -1).contiguous(), modulation, self.rotary, b)
@@ -278,4 +278,90 @@ def _computed(expert: Expert, timesteps: list[float], request: GenerationRequest
     if cache is None:
         allowed = f"0, as this checkpoint has no {request.cache} calibration; see python -m wan.calibrate"
         raise InvalidRequest("cache_threshold", request.cache_threshold, allowed)
+<<<<<<< HEAD
     return cache.plan(*expert.dit.time_embeddings(timesteps), request.cache_threshold)
+=======
+    return cache_model.plan(*dit.time_embeddings(schedule.timesteps), request.cache_threshold)
+
+
+def schedule_of(request: GenerationRequest, grid: str) -> Schedule:
+    """The noise levels and timesteps of a request, on the grid of the checkpoint's layout."""
+    return samplers.schedule(request.sampler, request.steps, request.flow_shift, grid)
+
+
+def guided_steps(request: GenerationRequest, steps: int) -> int:
+    """How many of `steps`, counted from the first, use guidance."""
+    share = round(request.guidance_end * steps, 6)  # 0.55 of 20 is 11, not a little more
+    return 0 if request.guidance_scale == 1.0 else math.ceil(share)
+
+
+@torch.inference_mode()
+def denoise(
+    dit: WanDiT,
+    context: Tensor,
+    negative_context: Tensor | None,
+    request: GenerationRequest,
+    *,
+    schedule: Schedule | None = None,
+    cache_model: StepCache | None = None,
+    latents: Tensor | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+    resume: Resume | None = None,
+) -> tuple[Tensor, DenoiseInfo]:
+    """Run the sampler from noise to latents [C, T', h, w], float32.
+
+    `context` and `negative_context` are text embeddings [L, text_dim] with zero rows as padding; the latter is not
+    used at guidance 1. `schedule` is by default that of the request on the official grid; one that was cut short
+    starts from `latents` at its first noise level. `latents` replaces the noise of the seed. An exception from `on_step` (wan.Cancelled) ends the
+    loop. Raises InvalidRequest for latents, or a resume point, that do not fit the request.
+    """
+    schedule = schedule or schedule_of(request, "wan")
+    plan = computed_steps(dit, schedule, cache_model, request)
+    shape = request.latent_shape(dit.config.out_channels)
+    state, start = _start(request, shape, latents, resume, plan, dit.device)
+    guided = guided_steps(request, schedule.steps)
+    texts = [context] if guided == 0 else [context, negative_context]
+    model = _Model(dit, schedule, texts, request.guidance_scale, shape)
+    model.keep_residual = not all(plan)
+    step_sampler = samplers.SAMPLERS[request.sampler]
+    info = DenoiseInfo(resumed_from=start if resume else None, plan=plan, engine=dict(dit.engine))
+
+    for i in range(start, schedule.steps):
+        began = time.perf_counter()
+        x = state.latents
+        velocity = model.velocity(x, i, plan[i], guided=i < guided)
+        state = step_sampler(state, velocity, schedule.sigmas, i)
+        if x.is_cuda:  # else the loop runs ahead of the GPU: no honest time, no cancel within a step
+            torch.cuda.synchronize(x.device)
+        _count(info, time.perf_counter() - began, plan[i], guided=i < guided)
+        if on_step is not None:
+            done = i + 1
+            resumable = done < schedule.steps and plan[done]
+            x0 = x - schedule.sigmas[i] * velocity
+            seconds = info.step_seconds[-1]
+            on_step(Progress(done, schedule.steps, info.steps_skipped, plan[i], seconds, resumable, state, x0))
+    return state.latents, info
+
+
+def _count(info: DenoiseInfo, seconds: float, computed: bool, guided: bool) -> None:
+    info.step_seconds.append(seconds)
+    info.steps_computed += computed
+    info.steps_skipped += not computed
+    info.forwards += computed * (2 if guided else 1)
+
+
+def _start(request, shape, latents, resume: Resume | None, plan, device) -> tuple[SamplerState, int]:
+    """The solver's first state and the first step to run."""
+    if resume is not None:
+        if tuple(resume.state.latents.shape) != shape:
+            raise InvalidRequest("checkpoint latents shape", tuple(resume.state.latents.shape), str(shape))
+        if not 0 < resume.step < len(plan) or not plan[resume.step]:
+            raise InvalidRequest("checkpoint step", resume.step, "a step whose successor is computed in full")
+        tensors = {name: t.to(device) for name, t in resume.state.tensors().items()}
+        return SamplerState.from_tensors(tensors), resume.step
+    if latents is None:
+        latents = initial_latents(request, shape[0])
+    if tuple(latents.shape) != shape:
+        raise InvalidRequest("latents shape", tuple(latents.shape), str(shape))
+    return SamplerState(latents.to(device, torch.float32)), 0
+>>>>>>> numerics

@@ -1,14 +1,19 @@
 """The diffusion transformer of Wan 2.1 (arXiv:2503.20314, section 4.2), parameter names as in the official checkpoint.
 
 A forward pass falls into work that depends only on the request and work that depends on the latents. The former is
-done once: `KeysValues` (text projection, cross-attention keys and values), `time_embeddings` (all steps at once)
+done once: `Sources` (text projection, cross-attention keys and values), `time_embeddings` (all steps at once)
 and the rotary tables. `WanDiT.forward` composes them for a single call; the denoise loop keeps them.
+
+Whatever the weights are in, the residual stream, modulation, norms and head are float32, as under the official code's
+autocast: in bfloat16 each of some ninety additions would round the whole stream. What a timestep means to the tokens
+is said in `modulated_norm` and `add_gated` alone.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -72,19 +77,16 @@ class RMSNorm(nn.Module):
         return (wide * scale).type_as(x) * self.weight
 
 
-def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """LayerNorm over the channels in float32 with float32 `weight` and `bias` [C], in the dtype of x."""
-    if x.device.type == "cpu":  # its kernel mixes the types; a GPU's does not
-        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-    return F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps).type_as(x)
-
-
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LayerNorm(x) * (1 + scale) + shift for x [B, S, C] and float32 shift, scale [B or 1, 1, C]."""
+    """LayerNorm(x) * (1 + scale) + shift for x [B, S, C] and shift, scale [B or 1, 1, C], all float32."""
     if scale.shape[0] == 1:  # all samples at the same timestep: the kernel's own weight and bias
-        return layer_norm(x, 1 + scale.view(-1), shift.view(-1), eps)
-    normed = F.layer_norm(x.float(), x.shape[-1:], None, None, eps)
-    return torch.addcmul(shift, normed, 1 + scale).type_as(x)
+        return F.layer_norm(x, x.shape[-1:], 1 + scale.view(-1), shift.view(-1), eps)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], None, None, eps), 1 + scale)
+
+
+def add_gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """x + y * gate for float32 x [B, S, C] and gate [B or 1, 1, C]."""
+    return torch.addcmul(x, y.float(), gate)
 
 
 class SelfAttention(nn.Module):
@@ -107,14 +109,28 @@ class SelfAttention(nn.Module):
         return self.o(self.attend(q, k, self._heads(self.v(x))))
 
 
+class Source(NamedTuple):
+    """What cross-attention looks at under one softmax: keys and values [B, L, H, D], bias [B, 1, 1, L] if any."""
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
+
+    def select(self, index: int) -> "Source":
+        """The part of one batch element."""
+        return Source(*(None if t is None else t[index : index + 1] for t in self))
+
+
 class CrossAttention(SelfAttention):
-    """Attention from video tokens to text tokens; no rotary embedding."""
+    """Attention from video tokens to what was given with the request; no rotary embedding."""
 
-    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:  # [B, L, C] -> 2 x [B, L, H, D]
-        return self._heads(self.norm_k(self.k(context))), self._heads(self.v(context))
+    def text(self, context: Tensor, bias: Tensor | None) -> Source:  # [B, L, C]
+        return Source(self._heads(self.norm_k(self.k(context))), self._heads(self.v(context)), bias)
 
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        return self.o(self.attend(self._heads(self.norm_q(self.q(x))), *keys_values, bias))
+    def forward(self, x: Tensor, sources: tuple[Source, ...]) -> Tensor:
+        """The answers of all sources, each with a softmax of its own, are added up."""
+        q = self._heads(self.norm_q(self.q(x)))
+        return self.o(reduce(torch.add, [self.attend(q, *source) for source in sources]))
 
 
 class Block(nn.Module):
@@ -129,16 +145,20 @@ class Block(nn.Module):
         )
         self.modulation = nn.Parameter(torch.zeros(1, 6, config.dim))
 
-    def forward(
-        self, x: Tensor, modulation: Tensor, rotary, keys_values, bias
-    ) -> Tensor:  # [B, S, C], [B, 6, C] float32
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the linear layers and attention compute."""
+        return self.ffn[0].bias.dtype
+
+    def forward(self, x: Tensor, modulation: Tensor, rotary: Tensor, sources: tuple[Source, ...]) -> Tensor:
+        """Residual stream [B, S, C] after the block; `modulation` [B or 1, 6, C]. All float32."""
         shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = (self.modulation + modulation).unsqueeze(2).unbind(1)
-        y = self.self_attn(modulated_norm(x, shift_sa, scale_sa, self.eps), rotary)
-        x = torch.addcmul(x.float(), y.float(), gate_sa).type_as(x)
-        norm3 = layer_norm(x, self.norm3.weight.float(), self.norm3.bias.float(), self.eps)
-        x = x + self.cross_attn(norm3, keys_values, bias)
-        y = self.ffn(modulated_norm(x, shift_ff, scale_ff, self.eps))
-        return torch.addcmul(x.float(), y.float(), gate_ff).type_as(x)
+        normed = modulated_norm(x, shift_sa, scale_sa, self.eps)
+        x = add_gated(x, self.self_attn(normed.to(self.dtype), rotary), gate_sa)
+        normed = F.layer_norm(x, x.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), self.eps)
+        x = x + self.cross_attn(normed.to(self.dtype), sources)
+        normed = modulated_norm(x, shift_ff, scale_ff, self.eps)
+        return add_gated(x, self.ffn(normed.to(self.dtype)), gate_ff)
 
 
 class Head(nn.Module):
@@ -150,47 +170,56 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:  # [B, S, C], [B, C] float32
         shift, scale = (self.modulation + time.unsqueeze(1)).unsqueeze(2).unbind(1)
-        return self.head(modulated_norm(x, shift, scale, self.eps))
+        return self.head(modulated_norm(x, shift, scale, self.eps).to(self.head.weight.dtype))
 
 
 @dataclass
-class KeysValues:
-    """What the blocks need of the text: one (keys, values) pair per block and the attention bias, if any."""
+class Sources:
+    """What a request gives to the blocks: for each of them the sources of its cross-attention."""
 
-    keys_values: list[tuple[Tensor, Tensor]]
-    bias: Tensor | None
+    sources: list[tuple[Source, ...]]
 
     @property
     def batch(self) -> int:
-        return self.keys_values[0][0].shape[0]
+        return self.sources[0][0].keys.shape[0]
 
-    def select(self, index: int) -> "KeysValues":
+    def select(self, index: int) -> "Sources":
         """The conditioning of one batch element."""
-        one = slice(index, index + 1)
-        return KeysValues(
-            [(k[one], v[one]) for k, v in self.keys_values], None if self.bias is None else self.bias[one]
-        )
+        return Sources([tuple(source.select(index) for source in block) for block in self.sources])
+
+
+def _log_counts(counts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scores [B, R] in `dtype` whose exponentials add up to `counts` [B].
+
+    One row is enough in float32. In bfloat16 it would be off by up to 1.6 % of n, so the first rows are rounded down
+    and each next one takes what is left.
+    """
+    down = 1 - torch.finfo(torch.bfloat16).eps / 2
+    left, rows = counts.double(), []
+    for factor in (1,) if dtype == torch.float32 else (down, down, 1):
+        rows.append((factor * left.log()).to(dtype))
+        left = (left - rows[-1].double().exp()).clamp(min=0)
+    return torch.stack(rows, dim=1)
 
 
 def _fold_padding(context: Tensor) -> tuple[Tensor, Tensor | None]:
     """Replace the zero rows that pad a text to its full length by one row of equal attention weight.
 
     Wan attends to the padding. Its rows are all alike, and n equal keys with one value are the same as one key whose
-    score is raised by log n. Exact, and it shortens 512 rows to those of the prompt. Returns [B, L', D] and the bias
-    [B, 1, 1, L'], or the context itself if nothing is padded.
+    score is raised by log n (as a few, where log n needs them). It shortens 512 rows to those of the prompt. Returns
+    [B, L', D] and the bias [B, 1, 1, L'], or the context itself if there is nothing to gain.
     """
     used = context.ne(0).any(dim=-1)
     positions = torch.arange(1, context.shape[1] + 1, device=context.device)
     lengths = (used * positions).amax(dim=1)
-    longest = int(lengths.max())
-    if longest >= context.shape[1] - 1:
+    scores = _log_counts(context.shape[1] - lengths, context.dtype)
+    folded = int(lengths.max()) + scores.shape[1]
+    if folded >= context.shape[1]:
         return context, None
-    column = torch.arange(longest + 1, device=context.device)
-    bias = torch.zeros(context.shape[0], longest + 1, device=context.device)
-    bias.masked_fill_(column[None] > lengths[:, None], float("-inf"))
-    padding = (context.shape[1] - lengths).to(bias.dtype).log()
-    bias = torch.where(column[None] == lengths[:, None], padding[:, None], bias)
-    return context[:, : longest + 1], bias[:, None, None, :].to(context.dtype)
+    bias = torch.zeros(context.shape[0], folded, dtype=context.dtype, device=context.device)
+    bias.masked_fill_(positions[None, :folded] > lengths[:, None], -torch.inf)
+    columns = lengths[:, None] + torch.arange(scores.shape[1], device=context.device)
+    return context[:, :folded], bias.scatter_(1, columns, scores)[:, None, None, :]
 
 
 class WanDiT(nn.Module):
@@ -215,7 +244,8 @@ class WanDiT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.blocks[0].ffn[0].bias.dtype
+        """In which the blocks' linear layers and attention compute."""
+        return self.blocks[0].dtype
 
     @property
     def device(self) -> torch.device:
@@ -229,25 +259,35 @@ class WanDiT(nn.Module):
         time = self.time_embedding(x)
         return time.float(), self.time_projection(time).unflatten(-1, (6, -1)).float()
 
-    def conditioning(self, context: Tensor) -> KeysValues:
+    def conditioning(self, context: Tensor) -> Sources:
         """Text embeddings [B, L, text_dim], zero rows as padding, to the keys and values of all blocks."""
         context = context.to(self.dtype)
         context, bias = _fold_padding(context) if self.fold_text else (context, None)
         text = self.text_embedding(context)
-        return KeysValues([block.cross_attn.keys_values(text) for block in self.blocks], bias)
+        return Sources([(block.cross_attn.text(text, bias),) for block in self.blocks])
 
     def rotary(self, latents_shape) -> Tensor:
         """Rotary table for latents of shape [..., T, h, w]."""
         grid = tuple(size // patch for size, patch in zip(latents_shape[-3:], self.config.patch_size, strict=True))
         return rotary_tables(self.config.rope_dims, grid, self.device)
 
-    def patchify(self, latents: Tensor) -> Tensor:  # [B, C, T, h, w] -> [B, S, dim], frame-major, then rows
-        # contiguous(): the residual keeps this order through all blocks, and every norm would copy it otherwise
-        return self.patch_embedding(latents.to(self.dtype)).flatten(2).transpose(1, 2).contiguous()
+    def patchify(self, latents: Tensor) -> Tensor:
+        """The residual stream's start, float32 [B, S, dim], frame-major, then rows, of the input [B, in, T, h, w].
 
-    def run_blocks(self, x: Tensor, modulation: Tensor, rotary, conditioning: KeysValues) -> Tensor:
-        for block, keys_values in zip(self.blocks, conditioning.keys_values, strict=True):
-            x = block(x, modulation, rotary, keys_values, conditioning.bias)
+        The input is the latents (`out_channels`) and, where `in_channels` is more, what the model is conditioned on.
+        Raises InvalidRequest if the channels or the (even) height and width do not fit.
+        """
+        if latents.dim() != 5 or latents.shape[1] != self.config.in_channels:
+            raise InvalidRequest("latents shape", tuple(latents.shape), f"[B, {self.config.in_channels}, T, h, w]")
+        if latents.shape[3] % 2 or latents.shape[4] % 2:
+            raise InvalidRequest("latents size", tuple(latents.shape[3:]), "even height and width")
+        tokens = self.patch_embedding(latents.to(self.dtype)).flatten(2).transpose(1, 2)
+        # contiguous: the residual keeps this order through all blocks, and every norm would copy it otherwise
+        return tokens.contiguous().float()
+
+    def run_blocks(self, x: Tensor, modulation: Tensor, rotary, conditioning: Sources) -> Tensor:
+        for block, sources in zip(self.blocks, conditioning.sources, strict=True):
+            x = block(x, modulation, rotary, sources)
         return x
 
     def unpatchify(self, x: Tensor, time: Tensor, latents_shape) -> Tensor:  # [B, S, dim] -> [B, out, T, h, w]
@@ -257,14 +297,7 @@ class WanDiT(nn.Module):
         return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(x.shape[0], -1, t, h, w)
 
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """Velocity [B, out, T, h, w] of latents [B, in, T, h, w] at timesteps [B] under text [B, L, text_dim].
-
-        Raises InvalidRequest if the channels or the (even) height and width do not fit.
-        """
-        if latents.dim() != 5 or latents.shape[1] != self.config.in_channels:
-            raise InvalidRequest("latents shape", tuple(latents.shape), f"[B, {self.config.in_channels}, T, h, w]")
-        if latents.shape[3] % 2 or latents.shape[4] % 2:
-            raise InvalidRequest("latents size", tuple(latents.shape[3:]), "even height and width")
+        """Velocity [B, out, T, h, w] of latents [B, in, T, h, w] at timesteps [B] under text [B, L, text_dim]."""
         time, modulation = self.time_embeddings(timestep)
         x = self.run_blocks(self.patchify(latents), modulation, self.rotary(latents.shape), self.conditioning(context))
         return self.unpatchify(x, time, latents.shape)
