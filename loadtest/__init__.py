@@ -1,1 +1,1 @@
-"""Load tests of the video service: open-loop load, verdicts, capacity, comparison and soak."""
+"""Measurements of this project: `python -m loadtest COMMAND`. One room for each kind of them, over one small base."""

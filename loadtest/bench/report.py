@@ -1,5 +1,6 @@
 """Tables of the benchmark, in Markdown."""
 
+from loadtest.base.report import markdown
 from loadtest.bench.compare import Result
 
 UNKNOWN = "not measured"
@@ -11,8 +12,9 @@ def _shown(value: float | None, text: str) -> str:
 
 def comparison_table(results: list[Result]) -> str:
     """Ours beside diffusers: seconds, ratio, difference of the results, rate, share of the machine's peak, memory."""
-    head = "| part | ours s | diffusers s | ratio | of CPU time | difference | GFLOP/s | of peak | peak memory, ours / diffusers MB |"
-    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
+    header = ("part", "ours s", "diffusers s", "ratio", "of CPU time", "difference", "GFLOP/s", "of peak",
+              "peak memory, ours / diffusers MB")  # fmt: skip
+    rows = []
     for r in results:
         megabytes = " / ".join(_shown(b and b / 1e6, "{:.0f}") for b in (r.ours_bytes, r.theirs_bytes))
         cells = (
@@ -26,14 +28,14 @@ def comparison_table(results: list[Result]) -> str:
             _shown(r.share_of_peak and 100 * r.share_of_peak, "{:.0f} %"),
             megabytes,
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown(rows, header)
 
 
 def ablation_table(rows: list[dict]) -> str:
     """One option more in each row."""
-    lines = ["| option added | lossless | seconds | faster than plain |", "|---|---|---|---|"]
-    for row in rows:
-        kind = "yes" if row["lossless"] else "lossy"
-        lines.append(f"| {row['option']} | {kind} | {row['seconds']:.3f} | {row['speed_up']:.2f}x |")
-    return "\n".join(lines)
+    cells = [
+        (row["option"], "yes" if row["lossless"] else "lossy", f"{row['seconds']:.3f}", f"{row['speed_up']:.2f}x")
+        for row in rows
+    ]
+    return markdown(cells, ("option added", "lossless", "seconds", "faster than plain"))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from loadtest.base.charts import PALETTE, Chart, Layer
+from loadtest.base.report import markdown
 from loadtest.quality.evaluate import Row
 
 STYLE = (
@@ -15,14 +16,13 @@ COLUMNS = ("options", "steps", "forwards", "speed-up", "PSNR dB", "SSIM", "obeys
 
 def table(rows: list[Row]) -> str:
     """Rows as a Markdown table; steps are computed + skipped."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    made = []
     for r in rows:
         obeys = f"{r.obeyed} of {r.checked}" if r.checked else "not checked"
         quality = ("-", "-") if r.name == rows[0].name else (f"{r.psnr:.1f}", f"{r.ssim:.3f}")
         steps = f"{r.steps_computed:g} + {r.steps_skipped:g}"
-        cells = (r.name, steps, f"{r.forwards:g}", f"{r.speed_up:.2f}x", *quality, obeys)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        made.append((r.name, steps, f"{r.forwards:g}", f"{r.speed_up:.2f}x", *quality, obeys))
+    return markdown(made, COLUMNS)
 
 
 def _layers(rows: list[Row], figure: str) -> list[Layer]:

@@ -31,6 +31,11 @@ class Measured:
     p95: float
     per_minute: float
 
+    @classmethod
+    def of(cls, model: str, tool: str, seconds: list[float], per_minute: float) -> "Measured":
+        quantiles = (percentile(seconds, q) for q in (50, 95))
+        return cls(model, tool, len(seconds), mean(seconds), *quantiles, per_minute)
+
 
 def measure_all(profile: Profile, folder: Path, allow_remote: bool, stages: bool = True) -> list[Measured]:
     """perf_analyzer on every model with one request in flight, then ours on the ensemble with the same inputs."""
@@ -94,15 +99,7 @@ def figures(model: str, export: Path) -> Measured:
         raise ToolError(f"{export}: not an export of perf_analyzer: {error!r}") from error
     seconds = [end - start for start, end in spans]
     elapsed = max(end for _, end in spans) - spans[0][0]
-    return Measured(
-        model,
-        "perf_analyzer",
-        len(seconds),
-        mean(seconds),
-        percentile(seconds, 50),
-        percentile(seconds, 95),
-        len(seconds) / elapsed * 60,
-    )
+    return Measured.of(model, "perf_analyzer", seconds, len(seconds) / elapsed * 60)
 
 
 def _ours(profile: Profile, allow_remote: bool) -> Measured:
@@ -112,15 +109,7 @@ def _ours(profile: Profile, allow_remote: bool) -> Measured:
     seconds = [record.total for record in result.records if record.ok]
     if not seconds:
         raise ToolError(f"no request of ours succeeded: {result.summary['errors']}")
-    return Measured(
-        profile.target.model,
-        "loadtest",
-        len(seconds),
-        mean(seconds),
-        percentile(seconds, 50),
-        percentile(seconds, 95),
-        result.summary["throughput_per_minute"],
-    )
+    return Measured.of(profile.target.model, "loadtest", seconds, result.summary["throughput_per_minute"])
 
 
 def disagreement(found: list[Measured], model: str) -> float:

@@ -19,8 +19,6 @@ from loadtest.traffic.targets.triton import GrpcSender, HttpSender
 from loadtest.traffic.targets.videos import VideosSender
 
 View = Callable[[Run], contextlib.AbstractAsyncContextManager]
-
-
 SENDERS = {"videos": VideosSender, "triton-grpc": GrpcSender, "triton-http": HttpSender}
 
 

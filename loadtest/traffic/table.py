@@ -82,8 +82,8 @@ def _measure(words: tuple[str, ...], folder: Path) -> tuple[list[Row], int]:
     print(f"\npython -m loadtest {shlex.join(words)}", flush=True)
     try:
         rows, ok = COMMANDS[words[0]].carry_out(parsed((*words, "--out", str(folder))))
-    except LoadTestError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:  # one part that breaks must not cost the rows of the others
+        print(f"error: {error if isinstance(error, LoadTestError) else repr(error)}", file=sys.stderr)
         return [(f"{words[0]} {words[1]}", "–", "–", "–", "–", "could not be carried out")], 2
     return rows, 0 if ok else 1
 
