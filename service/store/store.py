@@ -263,10 +263,10 @@ class JobStore:
         with self.database.write() as conn:
             upkeep.forget(conn, job_ids)
 
-    def stats(self) -> dict:
-        """What the metrics and the page show of the whole queue."""
+    def stats(self, slot_seconds: float = 180.0) -> dict:
+        """What the metrics and the page show of the whole queue; `slot_seconds`: see `Settings`."""
         with self.database.read() as conn:
-            numbers = estimates.stats(conn, self.database.now(conn))
+            numbers = estimates.stats(conn, self.database.now(conn), slot_seconds)
             numbers["finished"] = {name.removeprefix("jobs_"): value for name, value in conn.execute(select(counters))}
             return numbers
 
