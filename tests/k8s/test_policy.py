@@ -51,7 +51,7 @@ def test_every_pod_is_locked_down(overlay):
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
         # What the "restricted" Pod Security Standard allows.
         kinds = {kind for volume in pod.get("volumes", []) for kind in volume if kind != "name"}
-        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -132,6 +132,9 @@ def test_every_reference_exists(overlay):
                 assert ("ConfigMap", source["name"]) in existing
             if source := volume.get("secret"):
                 assert ("Secret", source["secretName"]) in existing
+            for source in volume.get("projected", {}).get("sources", []):
+                wanted = {item["key"] for item in source["secret"].get("items", [])}
+                assert source["secret"].get("optional") or wanted <= keys[("Secret", source["secret"]["name"])]
         assert ("ServiceAccount", pod["serviceAccountName"]) in existing
         assert ("PriorityClass", pod["priorityClassName"]) in existing
         for spec in pod["containers"] + pod.get("initContainers", []):
@@ -142,6 +145,35 @@ def test_every_reference_exists(overlay):
             for variable in spec.get("env", []):
                 if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
                     assert reference["key"] in keys[("Secret", reference["name"])]
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_no_environment_shows_the_database_password_or_a_webhook_secret(overlay):
+    for each in containers(overlay):
+        assert not [
+            variable for variable in each.spec.get("env", []) if "secretKeyRef" in variable.get("valueFrom", {})
+        ]
+        assert "WAN_WEBHOOK_SECRET" not in config(overlay, "wan-settings")
+        if each.spec["name"] in ("gateway", "worker"):
+            files, folder = mounted_secrets(overlay, each)
+            assert "WAN_DATABASE_URL" in files
+            assert {"name": "WAN_SECRETS_DIR", "value": folder} in each.spec["env"]
+
+
+def mounted_secrets(overlay: str, each) -> tuple[set[str], str]:
+    """File names of a container's secrets, and where they are."""
+    kind, name = each.workload.split("/")
+    volumes = {volume["name"]: volume for volume in pod_spec(named(overlay, kind, name))["volumes"]}
+    sources = volumes["secrets"]["projected"]["sources"]
+    files = {item["path"] for source in sources for item in source["secret"].get("items", [])}
+    return files, next(mount["mountPath"] for mount in each.spec["volumeMounts"] if mount["name"] == "secrets")
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_declared_metrics_ports_are_not_bound_to_the_loopback(overlay):
+    """Prometheus comes from outside the pod, to the launcher of the demo as well."""
+    arguments = container(overlay, TRITON, "triton")["args"]
+    assert {"--metrics-address=0.0.0.0", "--metrics-host=0.0.0.0"} & set(arguments)
 
 
 @pytest.mark.parametrize("overlay", SERVING)
