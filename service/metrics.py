@@ -55,6 +55,12 @@ def store_metrics(stats: dict) -> str:
     family("wan_queue_jobs", "gauge", "Jobs that wait", _labelled("priority", queued))
     backlog = {"queued": stats["backlog_queued"], "running": stats["backlog_running"]}
     family("wan_backlog_gpu_seconds", "gauge", "Predicted work that is left", _labelled("state", backlog))
+    family(
+        "wan_demand_slots",
+        "gauge",
+        "Denoise slots worth having: a job counts for its predicted seconds / WAN_SLOT_SECONDS, for one slot at most",
+        {"": stats["demand_slots"]},
+    )
     workers = {state: stats["workers"].get(state, 0) for state in ("idle", "busy", "draining", "waiting")}
     family("wan_workers", "gauge", "Workers that report", _labelled("state", workers))
     return "\n".join(lines) + "\n"

@@ -1,6 +1,7 @@
 """Every setting of the gateway and the worker: environment variables with the prefix `WAN_`, read once and typed."""
 
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -59,6 +60,7 @@ class Settings(BaseSettings):
     priority_ageing_seconds: Seconds = 1800  # after this wait a job is treated one priority higher
     max_body_bytes: int = Field(1_000_000, ge=1024)
     sync_timeout_seconds: Seconds = 14400
+    slot_seconds: Seconds = 180  # autoscaling: as much predicted work makes a denoise slot worth having
 
     # jobs
     max_attempts: int = Field(3, ge=1, le=20)
@@ -76,6 +78,7 @@ class Settings(BaseSettings):
     worker_metrics_port: int = Field(0, ge=0, le=65535)  # 0: off
 
     # safety
+    secrets_dir: Path | None = None  # a folder with a file WAN_<FIELD> for each setting that no environment should show
     api_keys: str = ""  # "name:sha256,name:sha256"
     api_keys_file: Path | None = None  # JSON list, see service/apikeys.py
     requests_per_minute: int = Field(0, ge=0)  # per key; 0: no limit
@@ -118,10 +121,18 @@ class Settings(BaseSettings):
         return self.run_dir or self.state_dir.absolute() / "run"
 
 
+def _secrets_dir() -> Path | None:
+    """The folder of `WAN_SECRETS_DIR`, which must be known before the settings are read."""
+    folder = os.environ.get("WAN_SECRETS_DIR")
+    if folder and not Path(folder).is_dir():
+        raise SettingsError(f"WAN_SECRETS_DIR is {folder!r}; allowed: an existing folder")
+    return Path(folder) if folder else None
+
+
 def load_settings(**overrides) -> Settings:
     """Read the environment; SettingsError names the variable, its value and what is allowed."""
     try:
-        return Settings(**overrides)
+        return Settings(_secrets_dir=_secrets_dir(), **overrides)
     except ValidationError as error:
         first = error.errors()[0]
         key = "WAN_" + str(first["loc"][0]).upper()

@@ -67,6 +67,7 @@ class TritonServer:
         grpc_port: int = 0,
         metrics_port: int = 0,
         host: str = "127.0.0.1",
+        metrics_host: str | None = None,  # where Prometheus is let in; default: `host`
         log_path: str | os.PathLike | None = None,
         tritonserver: str | os.PathLike | None = None,
         environment: dict[str, str] | None = None,
@@ -78,7 +79,7 @@ class TritonServer:
     ):
         self.repository = Path(repository).resolve()
         self.run_dir = Path(run_dir).resolve() if run_dir is not None else None
-        self.host = host
+        self.host, self._metrics_host = host, metrics_host or host
         self.log_path = Path(log_path) if log_path is not None else None
         self.restarts = 0
         self.failure: TritonServerError | None = None
@@ -216,7 +217,7 @@ class TritonServer:
             "cache-config": f"local,size={self._cache_bytes}",
             "http-address": self.host,
             "grpc-address": self.host,
-            "metrics-address": self.host,
+            "metrics-address": self._metrics_host,
             "http-port": http,
             "grpc-port": grpc,
             "metrics-port": metrics,
@@ -352,6 +353,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repository", default="build/repository", help="exported model repository")
     parser.add_argument("--run-dir", help="where requests leave progress, checkpoints and cancel marks (WAN_RUN_DIR)")
     parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--metrics-host", help="address of the metrics port; default: that of --host")
     parser.add_argument("--http-port", type=int, default=8000)
     parser.add_argument("--grpc-port", type=int, default=8001)
     parser.add_argument("--metrics-port", type=int, default=8002)
@@ -372,6 +374,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.repository,
         run_dir=options.run_dir,
         host=options.host,
+        metrics_host=options.metrics_host,
         http_port=options.http_port,
         grpc_port=options.grpc_port,
         metrics_port=options.metrics_port,

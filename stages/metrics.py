@@ -2,7 +2,8 @@
 
 Triton's built-in counters move only when a request ends, which for jobs of minutes is too late. `slot` is the number
 of the model instance: two processes may not own the same set of labels. Every update is a message to Triton's own
-process, so they come once a step, not more often.
+process, so they come once a step, not more often. The worker measures stages and steps of its jobs too; the names here
+begin with `wan_triton_`, so that a query never adds up both.
 """
 
 # Seconds; a 14B video takes minutes, a tiny one fractions of a second.
@@ -12,15 +13,17 @@ KINDS = ("computed", "cached", "resumed")
 
 
 class StageMetrics:
-    """`wan_stage_seconds{stage, slot}` and `wan_gpu_seconds_total{stage, slot}`; seconds of whatever device runs the stage."""
+    """`wan_triton_stage_seconds` and `wan_triton_gpu_seconds_total` {stage, slot}: of whatever device runs the stage."""
 
     def __init__(self, pb_utils, stage: str, slot: str):
         self._pb_utils, self._labels = pb_utils, {"stage": stage, "slot": slot}
         self._families: list = []  # a family must outlive its metrics
         self._seconds = self._metric(
-            "wan_stage_seconds", "Run time of one stage of a request", "HISTOGRAM", STAGE_BUCKETS
+            "wan_triton_stage_seconds", "Run time of one stage of a request", "HISTOGRAM", STAGE_BUCKETS
         )
-        self._device_seconds = self._metric("wan_gpu_seconds_total", "Device seconds spent on requests", "COUNTER")
+        self._device_seconds = self._metric(
+            "wan_triton_gpu_seconds_total", "Device seconds spent on requests", "COUNTER"
+        )
 
     def _metric(self, name: str, description: str, metric_type: str, buckets=None, **labels: str):
         families = self._pb_utils.MetricFamily
@@ -39,10 +42,10 @@ class DenoiseMetrics(StageMetrics):
     def __init__(self, pb_utils, slot: str):
         super().__init__(pb_utils, "denoise", slot)
         self._step_seconds = self._metric(
-            "wan_denoise_step_seconds", "Time of one computed step", "HISTOGRAM", STEP_BUCKETS
+            "wan_triton_denoise_step_seconds", "Time of one computed step", "HISTOGRAM", STEP_BUCKETS
         )
         self._steps = {
-            kind: self._metric("wan_denoise_steps_total", "Steps by how they were made", "COUNTER", kind=kind)
+            kind: self._metric("wan_triton_denoise_steps_total", "Steps by how they were made", "COUNTER", kind=kind)
             for kind in KINDS
         }
         self._in_flight = self._metric("wan_denoise_inflight", "Requests in the denoise loop", "GAUGE")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from loadtest.fleet.rules import Rule, State
-from loadtest.fleet.scaling import SYNC_SECONDS, Autoscaler, ScalingPolicy
+from loadtest.fleet.scaling import SYNC_SECONDS, Autoscaler, ScalingPolicy, slots_of
 from loadtest.fleet.trace import Trace
 
 COLD, IDLE, BUSY, DRAINING, GONE = range(5)
@@ -67,7 +67,7 @@ class Fleet:
         self.first_start = [-1.0] * len(trace)
         self.finish = [-1.0] * len(trace)
         self.queue: deque[int] = deque()
-        self.queued_predicted = 0.0
+        self.queued_predicted = self.queued_slots = 0.0
         self.events: list[tuple[float, int, int]] = []  # time, kind, replica
         # one row a replica, never used twice
         self.state: list[int] = []
@@ -77,7 +77,7 @@ class Fleet:
         self.newest: list[int] = []  # ready rows, newest last
         self.cold_rows: list[int] = []
         self.count = [0] * 5
-        self.running_predicted_ends = 0.0  # sum over running jobs of the time at which they should be done
+        self.running: set[int] = set()  # rows with a job
         self.unfinished = len(trace)
         self.replicas = 0
         self._seen: deque[State] = deque()
@@ -111,8 +111,12 @@ class Fleet:
 
     def _arrive(self, now: float, job: int) -> None:
         self.queue.append(job)
-        self.queued_predicted += self.left_predicted[job]
+        self._count_queued(job, 1)
         self._dispatch(now)
+
+    def _count_queued(self, job: int, sign: int) -> None:
+        self.queued_predicted += sign * self.left_predicted[job]
+        self.queued_slots += sign * slots_of(self.left_predicted[job], self.rule.slot_seconds)
 
     def _dispatch(self, now: float) -> None:
         while self.queue and self.idle:
@@ -120,13 +124,13 @@ class Fleet:
             if self.state[row] != IDLE:
                 continue
             job = self.queue.popleft()
-            self.queued_predicted -= self.left_predicted[job]
+            self._count_queued(job, -1)
             if self.first_start[job] < 0:
                 self.first_start[job] = now
             self.accounts.idle += now - self.since[row]
             self._enter(row, BUSY, now)
             self.job[row] = job
-            self.running_predicted_ends += now + self.left_predicted[job]
+            self.running.add(row)
             heapq.heappush(self.events, (now + self.left[job], DONE, row))
 
     def _done(self, now: float, row: int) -> None:
@@ -145,7 +149,7 @@ class Fleet:
 
     def _stop_job(self, now: float, row: int, kept: float, lost: float) -> None:
         job = self.job[row]
-        self.running_predicted_ends -= self.since[row] + self.left_predicted[job]
+        self.running.remove(row)
         self.accounts.useful += kept
         self.accounts.lost += lost
         self.left[job] -= kept
@@ -162,7 +166,7 @@ class Fleet:
         self._stop_job(now, row, kept, ran - kept)
         self.accounts.interrupted += 1
         self.queue.appendleft(job)
-        self.queued_predicted += self.left_predicted[job]
+        self._count_queued(job, 1)
 
     # --- replicas
 
@@ -252,12 +256,14 @@ class Fleet:
     def observe(self, now: float) -> State:
         """What Prometheus would show for this moment."""
         _cold, idle, busy, draining, _ = self.count
-        running = self.running_predicted_ends - now * (busy + draining)
+        left = [max(self.since[row] + self.left_predicted[self.job[row]] - now, 0.0) for row in self.running]
+        running = sum(slots_of(seconds, self.rule.slot_seconds) for seconds in left)
         return State(
             now=now,
             queued=len(self.queue),
             running=busy + draining,
-            backlog=max(self.queued_predicted, 0.0) + max(running, 0.0),
+            backlog=max(self.queued_predicted, 0.0) + sum(left),
+            demand=max(self.queued_slots, 0.0) + running,
             ready=idle + busy,
             busy=busy,
         )
@@ -267,7 +273,7 @@ class Fleet:
         while len(self._seen) > 1 and self._seen[1].now <= now - self.options.metric_delay:
             self._seen.popleft()
         seen, current = self._seen[0], self.replicas
-        wanted = self.rule(seen, current)
+        wanted = self.rule.wanted(seen, current)
         target = self.autoscaler.decide(now, current, wanted, active=seen.queued + seen.running > 0)
         if target > current:
             self.accounts.scale_ups += 1

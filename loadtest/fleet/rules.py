@@ -16,38 +16,51 @@ class State:
     queued: int  # jobs that nobody runs yet
     running: int
     backlog: float  # predicted GPU-seconds left, queued plus running
+    demand: float  # slots worth having: every job counts for its predicted seconds / slot_seconds, at most for one
     ready: int  # replicas past their cold start and not draining
     busy: int
 
 
-Rule = Callable[[State, int], int]
+Wanted = Callable[[State, int], int]
 
 
-def predicted_gpu_seconds(policy: ScalingPolicy, target: float) -> Rule:
-    """The rule of the manifests: a replica for every `target` predicted GPU-seconds, and one for every busy slot."""
-    policy = policy.resized(seconds_per_replica=target)
-    return lambda state, current: replicas_for(state.backlog, state.running, policy, current)
+@dataclass(frozen=True)
+class Rule:
+    """The raw number of replicas for a state and the current number; `slot_seconds` is what its demand divides by."""
+
+    wanted: Wanted
+    slot_seconds: float = 180.0
+
+
+def predicted_slots(policy: ScalingPolicy, target: float) -> Rule:
+    """The rule of the manifests: demand with `target` seconds a slot, and a replica for every busy slot."""
+    return Rule(lambda state, current: replicas_for(state.demand, state.busy, policy, current), target)
 
 
 def without_floor(target: float) -> Rule:
-    """Predicted GPU-seconds alone, as if a GPU whose job is nearly done were nearly free."""
-    return lambda state, current: desired_replicas(state.backlog, target, current)
+    """Demand alone, as if a GPU whose job is nearly done were nearly free."""
+    return Rule(lambda state, current: desired_replicas(state.demand, 1, current), target)
+
+
+def uncapped(target: float) -> Rule:
+    """A replica for every `target` predicted GPU-seconds, as if a job could use more than one, and every busy slot."""
+    return Rule(lambda state, current: max(desired_replicas(state.backlog, target, current), state.busy))
 
 
 def jobs(target: float) -> Rule:
     """One replica for every `target` jobs, waiting or running: what is left without a cost model."""
-    return lambda state, current: desired_replicas(state.queued + state.running, target, current)
+    return Rule(lambda state, current: desired_replicas(state.queued + state.running, target, current))
 
 
 def queue_length(target: float) -> Rule:
     """One replica for every `target` waiting jobs: scaling on `nv_inference_pending_request_count` or a broker's depth."""
-    return lambda state, current: desired_replicas(state.queued, target, current)
+    return Rule(lambda state, current: desired_replicas(state.queued, target, current))
 
 
 def gpu_utilisation(target: float) -> Rule:
     """Mean utilisation held at `target` (0..1); a replica that is not ready counts as 0 where that damps a scale-up."""
 
-    def rule(state: State, current: int) -> int:
+    def wanted(state: State, current: int) -> int:
         # Without a pod there is no GPU to be measured: something else must keep one alive.
         if not state.ready:
             return max(current, 1)
@@ -59,7 +72,7 @@ def gpu_utilisation(target: float) -> Rule:
             return current
         return math.ceil(ratio * (current if ratio > 1 else state.ready))
 
-    return rule
+    return Rule(wanted)
 
 
 @dataclass(frozen=True)
@@ -71,16 +84,17 @@ class RuleKind:
     sweep: tuple[float, ...]
 
 
-OURS = "predicted GPU-seconds"
+OURS = "predicted slots"
 FACTORS = (0.5, 0.75, 1, 1.5, 2, 3, 4)
 
 
 def rules(policy: ScalingPolicy) -> dict[str, RuleKind]:
-    """All rules; ours takes its target from the manifest."""
-    target = policy.seconds_per_replica
+    """All rules; ours takes its target from the settings."""
+    target = policy.slot_seconds
     return {
-        OURS: RuleKind(partial(predicted_gpu_seconds, policy), target, tuple(target * f for f in FACTORS)),
+        OURS: RuleKind(partial(predicted_slots, policy), target, tuple(target * f for f in FACTORS)),
         "without busy floor": RuleKind(without_floor, target, tuple(target * f for f in FACTORS)),
+        "uncapped": RuleKind(uncapped, target, tuple(target * f for f in FACTORS)),
         "jobs": RuleKind(jobs, 1, (0.6, 0.8, 1, 1.5, 2, 3, 4)),
         "queue length": RuleKind(queue_length, 1, (0.1, 0.25, 0.5, 1, 2, 4)),
         "GPU utilisation": RuleKind(gpu_utilisation, 0.8, (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from loadtest.base.inputs import ProfileError
+from service.settings import Settings
 
 MANIFEST = Path(__file__).parents[2] / "k8s/components/autoscale-keda/scaled-object.yaml"
 TOLERANCE = 0.1  # kube-controller-manager --horizontal-pod-autoscaler-tolerance
@@ -24,11 +25,16 @@ def desired_replicas(total: float, per_replica: float, current: int) -> int:
     return math.ceil(total / per_replica)
 
 
-def replicas_for(backlog: float, busy: int, policy: "ScalingPolicy", current: int) -> int:
-    """The documented formula: enough replicas for the backlog (GPU-seconds), never fewer than the busy ones."""
+def slots_of(seconds: float, slot_seconds: float) -> float:
+    """What a job of so many predicted seconds adds to the demand: it runs on one slot, so never more than one."""
+    return min(seconds / slot_seconds, 1.0)
+
+
+def replicas_for(demand: float, busy: int, policy: "ScalingPolicy", current: int) -> int:
+    """The documented formula: enough replicas for the demand (slots), never fewer than the busy ones."""
     return max(
-        desired_replicas(backlog, policy.seconds_per_replica, current),
-        desired_replicas(busy, policy.slots_per_replica, current),
+        desired_replicas(demand, policy.slots_per_replica, current),
+        desired_replicas(busy, policy.busy_per_replica, current),
     )
 
 
@@ -43,12 +49,13 @@ class Limit:
 
 @dataclass(frozen=True)
 class ScalingPolicy:
-    """Everything that decides the number of replicas, as the manifests state it (seconds, GPU-seconds)."""
+    """Everything that decides the number of replicas, as manifests and settings state it; times in seconds."""
 
-    backlog_query: str
+    demand_query: str
     busy_query: str
-    seconds_per_replica: float
+    slot_seconds: float  # predicted work that makes a slot worth having
     slots_per_replica: float
+    busy_per_replica: float
     min_replicas: int
     max_replicas: int
     cooldown: float  # idle time before the step from one replica to none
@@ -72,14 +79,17 @@ class ScalingPolicy:
         triggers = {
             trigger.get("name"): trigger["metadata"] for trigger in spec["triggers"] if trigger["type"] == "prometheus"
         }
-        if set(triggers) != {"backlog", "busy"}:
-            raise ProfileError(f"{path} has the triggers {sorted(map(str, triggers))}; needed: backlog and busy")
+        if set(triggers) != {"demand", "busy"}:
+            raise ProfileError(
+                f"{path} has the Prometheus triggers {sorted(map(str, triggers))}; needed: demand and busy"
+            )
         behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
         return cls(
-            backlog_query=triggers["backlog"]["query"],
+            demand_query=triggers["demand"]["query"],
             busy_query=triggers["busy"]["query"],
-            seconds_per_replica=float(triggers["backlog"]["threshold"]),
-            slots_per_replica=float(triggers["busy"]["threshold"]),
+            slot_seconds=Settings.model_fields["slot_seconds"].default,
+            slots_per_replica=float(triggers["demand"]["threshold"]),
+            busy_per_replica=float(triggers["busy"]["threshold"]),
             min_replicas=spec["minReplicaCount"],
             max_replicas=spec["maxReplicaCount"],
             cooldown=float(spec["cooldownPeriod"]),

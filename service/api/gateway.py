@@ -236,7 +236,7 @@ class Gateway:
 
     async def metrics(self) -> str:
         try:
-            text = store_metrics(await run_in_threadpool(self.store.stats))
+            text = store_metrics(await run_in_threadpool(self.store.stats, self.settings.slot_seconds))
         except ServiceError as error:
             logger.warning("no metrics of the store", extra={"reason": str(error)})
             text = ""

@@ -7,7 +7,7 @@ interleaved with what the other owners are entitled to until then.
 import math
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, case, func, literal, select
 
 from service.store.jobs import RUNNING, Estimate, Job
 from service.store.schema import IS_QUEUED, IS_RUNNING, SOMETHING_WAITS, flows, jobs, owners, workers
@@ -34,8 +34,13 @@ def running(conn: Connection, now: float) -> list[float]:
         if eta is not None:
             left.append(max(0.0, eta - (now - updated)))
         else:
-            left.append(cost * (1 - 0.95 * step / steps) if steps else cost)
+            left.append(_predicted_left(cost, step, steps))
     return left
+
+
+def _predicted_left(cost: float, step: int | None, steps: int | None) -> float:
+    """GPU-seconds left of a job that has done `step` of its steps; decoding, the last twentieth, comes after them."""
+    return cost * (1 - 0.95 * step / steps) if step and steps else cost
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,21 @@ def next_place_seconds(conn: Connection, now: float) -> int:
     return max(1, math.ceil(min(left)))
 
 
-def stats(conn: Connection, now: float) -> dict:
-    """Numbers for the metrics: queued jobs and seconds, running jobs and seconds, workers by state."""
+def demand(conn: Connection, slot_seconds: float) -> float:
+    """Denoise slots worth having: every job counts for its predicted seconds / `slot_seconds`, and for one slot at most.
+
+    A job runs on one slot, so more of them cannot help it. A running job counts by what was predicted, not by what its
+    denoise loop says: a pod that is slow would ask for others.
+    """
+    waits = case((jobs.c.cost < slot_seconds, jobs.c.cost), else_=literal(slot_seconds))
+    seconds = float(conn.execute(select(func.coalesce(func.sum(waits), 0.0)).where(IS_QUEUED)).scalar())
+    for cost, step, steps in conn.execute(select(jobs.c.cost, jobs.c.step, jobs.c.steps).where(IS_RUNNING)):
+        seconds += min(_predicted_left(cost, step, steps), slot_seconds)
+    return seconds / slot_seconds
+
+
+def stats(conn: Connection, now: float, slot_seconds: float) -> dict:
+    """Numbers for the metrics: queued jobs and seconds, running jobs and seconds, demand in slots, workers by state."""
     rows = conn.execute(select(flows.c.level, func.sum(flows.c.queued), func.sum(flows.c.cost)).group_by(flows.c.level))
     queued = {level: (int(number), float(seconds)) for level, number, seconds in rows}
     left = running(conn, now)
@@ -110,6 +128,7 @@ def stats(conn: Connection, now: float) -> dict:
         "queued": {level: queued.get(level, (0, 0.0))[0] for level in range(3)},
         "backlog_queued": sum(seconds for _, seconds in queued.values()),
         "backlog_running": sum(left),
+        "demand_slots": demand(conn, slot_seconds),
         "running": len(left),
         "workers": states,
     }

@@ -319,10 +319,10 @@ class JobStore:
     def forget(self, conn: Connection, job_ids: list[str]) -> None:
         upkeep.forget(conn, job_ids)
 
-    def stats(self) -> dict:
-        """What the metrics and the page show of the whole queue."""
+    def stats(self, slot_seconds: float = 180.0) -> dict:
+        """What the metrics and the page show of the whole queue; `slot_seconds`: see `Settings`."""
         with self.database.read() as conn:
-            numbers = estimates.stats(conn, self.database.now(conn))
+            numbers = estimates.stats(conn, self.database.now(conn), slot_seconds)
             numbers["finished"] = {name.removeprefix("jobs_"): value for name, value in conn.execute(select(counters))}
             return numbers
 

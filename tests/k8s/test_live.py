@@ -133,22 +133,22 @@ def wan(triton, checkpoint, tmp_path_factory):
 
 
 def test_the_query_of_the_manifests_gives_the_replicas_of_the_formula(wan):
-    """Five long jobs wait, no worker is there: the fleet is asked for in proportion to their predicted cost."""
+    """Five long jobs wait, no worker is there: a replica for each, however much longer they are."""
     jobs = [wan.submit(**LONG) for _ in range(5)]
     request = wan.status(jobs[0])
     cost = CostModel.load().predict(
         {"width": 512, "height": 512, "num_frames": 5, "steps": 1000, "guidance_scale": 1.0, "cache_threshold": 0.0}
     )
-    expected = math.ceil(5 * cost / POLICY.seconds_per_replica)
+    expected = 5 * min(cost / POLICY.slot_seconds, 1)
     assert expected >= 2, "the jobs are too cheap to try the formula"
-    until(lambda: wan.prometheus.value(POLICY.backlog_query) == pytest.approx(5 * cost, rel=1e-3), 30)
+    until(lambda: wan.prometheus.value(POLICY.demand_query) == pytest.approx(expected, rel=1e-3), 30)
     assert wan.prometheus.value(POLICY.busy_query) == 0
-    asked = wan.prometheus.value(POLICY.backlog_query)
-    assert replicas_for(asked, 0, POLICY, current=0) == expected
+    asked = wan.prometheus.value(POLICY.demand_query)
+    assert replicas_for(asked, 0, POLICY, current=0) == math.ceil(round(expected, 6))
     assert request["status"] == "queued"
     for job in jobs:
         assert wan.client.post(f"/v1/videos/{job}/cancel").status_code == 200
-    until(lambda: wan.prometheus.value(POLICY.backlog_query) == 0, 30)
+    until(lambda: wan.prometheus.value(POLICY.demand_query) == 0, 30)
 
 
 def test_a_second_worker_helps_to_drain_the_queue(wan):
@@ -160,9 +160,9 @@ def test_a_second_worker_helps_to_drain_the_queue(wan):
     until(lambda: wan.prometheus.value(POLICY.busy_query) == 2)
     until(lambda: wan.prometheus.value(QUEUED) < waiting)
     # Two busy replicas are never too many, however little their jobs have left to do.
-    assert replicas_for(wan.prometheus.value(POLICY.backlog_query), 2, POLICY, current=2) == 2
+    assert replicas_for(wan.prometheus.value(POLICY.demand_query), 2, POLICY, current=2) == 2
     until(lambda: wan.completed(jobs))
-    until(lambda: wan.prometheus.value(POLICY.backlog_query) == 0 and wan.prometheus.value(POLICY.busy_query) == 0, 60)
+    until(lambda: wan.prometheus.value(POLICY.demand_query) == 0 and wan.prometheus.value(POLICY.busy_query) == 0, 60)
     for name in ("w1", "w2"):
         assert "completed" in wan.processes[name].log.read_text(), f"{name} did no job"
 

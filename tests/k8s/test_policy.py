@@ -1,14 +1,15 @@
 """What every rendered pod must keep to: limits, probes, a hardened security context, references that exist, time to drain."""
 
 import re
+import shutil
 
 import pytest
 
 from export.placement import parse_placement
-from loadtest.fleet.scaling import ScalingPolicy
 from service.drain import parse_arguments as drain_arguments
 from tests.k8s.rendering import (
     GPU_SERVING,
+    K8S,
     OVERLAYS,
     SERVING,
     WORKLOADS,
@@ -50,7 +51,7 @@ def test_every_pod_is_locked_down(overlay):
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
         # What the "restricted" Pod Security Standard allows.
         kinds = {kind for volume in pod.get("volumes", []) for kind in volume if kind != "name"}
-        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -80,6 +81,14 @@ def test_every_long_running_container_has_probes(overlay):
             assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(each.spec), each
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 assert each.spec[probe].get("timeoutSeconds", 1) < 3600
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_a_database_that_is_away_restarts_no_gateway(overlay):
+    """/readyz asks the database; what kills a container must not."""
+    gateway = container(overlay, "Deployment/wan-gateway", "gateway")
+    paths = {name: gateway[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert paths == {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
 
 
 @pytest.mark.parametrize("overlay", SERVING)
@@ -123,6 +132,9 @@ def test_every_reference_exists(overlay):
                 assert ("ConfigMap", source["name"]) in existing
             if source := volume.get("secret"):
                 assert ("Secret", source["secretName"]) in existing
+            for source in volume.get("projected", {}).get("sources", []):
+                wanted = {item["key"] for item in source["secret"].get("items", [])}
+                assert source["secret"].get("optional") or wanted <= keys[("Secret", source["secret"]["name"])]
         assert ("ServiceAccount", pod["serviceAccountName"]) in existing
         assert ("PriorityClass", pod["priorityClassName"]) in existing
         for spec in pod["containers"] + pod.get("initContainers", []):
@@ -133,6 +145,35 @@ def test_every_reference_exists(overlay):
             for variable in spec.get("env", []):
                 if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
                     assert reference["key"] in keys[("Secret", reference["name"])]
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_no_environment_shows_the_database_password_or_a_webhook_secret(overlay):
+    for each in containers(overlay):
+        assert not [
+            variable for variable in each.spec.get("env", []) if "secretKeyRef" in variable.get("valueFrom", {})
+        ]
+        assert "WAN_WEBHOOK_SECRET" not in config(overlay, "wan-settings")
+        if each.spec["name"] in ("gateway", "worker"):
+            files, folder = mounted_secrets(overlay, each)
+            assert "WAN_DATABASE_URL" in files
+            assert {"name": "WAN_SECRETS_DIR", "value": folder} in each.spec["env"]
+
+
+def mounted_secrets(overlay: str, each) -> tuple[set[str], str]:
+    """File names of a container's secrets, and where they are."""
+    kind, name = each.workload.split("/")
+    volumes = {volume["name"]: volume for volume in pod_spec(named(overlay, kind, name))["volumes"]}
+    sources = volumes["secrets"]["projected"]["sources"]
+    files = {item["path"] for source in sources for item in source["secret"].get("items", [])}
+    return files, next(mount["mountPath"] for mount in each.spec["volumeMounts"] if mount["name"] == "secrets")
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_declared_metrics_ports_are_not_bound_to_the_loopback(overlay):
+    """Prometheus comes from outside the pod, to the launcher of the demo as well."""
+    arguments = container(overlay, TRITON, "triton")["args"]
+    assert {"--metrics-address=0.0.0.0", "--metrics-host=0.0.0.0"} & set(arguments)
 
 
 @pytest.mark.parametrize("overlay", SERVING)
@@ -242,14 +283,15 @@ def test_placement_fits_the_gpus_and_the_autoscaler(overlay):
         container(f"{overlay}/engines", "Job/wan-engines", "export"),
     ):
         assert placement.used == list(range(int(spec["resources"]["limits"]["nvidia.com/gpu"])))
-    slots, per_slot = len(placement.gpus["denoise"]), ScalingPolicy.from_manifest().seconds_per_replica
+    slots = len(placement.gpus["denoise"])
     if overlay == "eight-gpu":
         metrics = of_kind(overlay, "HorizontalPodAutoscaler")[0]["spec"]["metrics"]
-        asked = {m["external"]["metric"]["name"]: m["external"]["target"]["averageValue"] for m in metrics}
-        assert asked == {"wan_backlog_gpu_seconds": f"{slots * per_slot:.0f}", "wan_workers_busy": "1"}
+        asked = {m["object"]["metric"]["name"]: m["object"]["target"]["averageValue"] for m in metrics}
+        assert asked == {"wan_demand_slots": str(slots), "wan_workers_busy": "1"}
     else:
-        triggers = of_kind(overlay, "ScaledObject")[0]["spec"]["triggers"]
-        assert [t["metadata"]["threshold"] for t in triggers] == [f"{slots * per_slot:.0f}", "1"]
+        triggers = {t["name"]: t["metadata"] for t in of_kind(overlay, "ScaledObject")[0]["spec"]["triggers"]}
+        assert triggers["demand"]["threshold"] == triggers["gateway"]["targetValue"] == str(slots)
+        assert triggers["busy"]["threshold"] == "1"
 
 
 @pytest.mark.parametrize("overlay", SERVING)
@@ -278,3 +320,31 @@ def test_disruptions_take_one_pod_at_a_time(overlay):
 def test_the_autoscaler_owns_the_number_of_replicas(overlay):
     assert "replicas" not in named(overlay, "Deployment", "wan-triton")["spec"]
     assert len(of_kind(overlay, "HorizontalPodAutoscaler", "ScaledObject")) == 1
+
+
+@pytest.mark.parametrize("overlay", ["one-gpu", "spot"])
+def test_a_fleet_of_none_needs_no_prometheus_to_start(overlay):
+    """KEDA's fallback does nothing at zero replicas: a trigger must see the work without Prometheus."""
+    spec = of_kind(overlay, "ScaledObject")[0]["spec"]
+    others = [t for t in spec["triggers"] if t["type"] != "prometheus"]
+    assert spec["minReplicaCount"] > 0 or others
+    service = named(overlay, "Service", "wan-gateway")
+    url = f"http://{service['metadata']['name']}.{service['metadata']['namespace']}.svc/metrics"
+    assert [t["metadata"]["url"] for t in others] == [url]
+    assert [t["metadata"]["format"] for t in others] == ["prometheus"]
+    assert [port["port"] for port in service["spec"]["ports"]] == [80]
+    policy = next(i["spec"] for i in of_kind(overlay, "NetworkPolicy") if i["metadata"]["name"] == "wan-gateway")
+    assert policy["ingress"][0]["from"] == [{"namespaceSelector": {}}], "KEDA runs in a namespace of its own"
+
+
+@pytest.mark.parametrize("overlay", ["one-gpu", "spot"])
+def test_the_autoscaler_looks_at_its_own_namespace(overlay, tmp_path):
+    shutil.copytree(K8S, tmp_path / "k8s")
+    kustomization = tmp_path / "k8s/overlays" / overlay / "kustomization.yaml"
+    kustomization.write_text(kustomization.read_text().replace("namespace: wan\n", "namespace: another\n"))
+    scaled = next(i for i in render(str(tmp_path / "k8s/overlays" / overlay)) if i["kind"] == "ScaledObject")
+    assert scaled["metadata"]["namespace"] == "another"
+    triggers = {t["name"]: t["metadata"] for t in scaled["spec"]["triggers"]}
+    assert triggers["demand"]["query"] == 'max(wan_demand_slots{namespace="another"})'
+    assert triggers["busy"]["query"] == 'max(wan_workers{namespace="another",state="busy"})'
+    assert triggers["gateway"]["url"] == "http://wan-gateway.another.svc/metrics"

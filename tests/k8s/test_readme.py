@@ -85,16 +85,17 @@ def test_every_path_in_the_text_exists():
 
 def test_the_formula_is_that_of_the_manifests():
     policy = ScalingPolicy.from_manifest()
-    assert f"ceil(backlog / {policy.seconds_per_replica:.0f} s)" in README
-    assert policy.slots_per_replica == 1
+    assert f"min( predicted seconds left / {policy.slot_seconds:.0f} s, 1 )" in README
+    assert (policy.slots_per_replica, policy.busy_per_replica) == (1, 1)
     assert f"{policy.down_window / 60:.0f} minutes" in README
 
 
 @pytest.mark.parametrize(
     ("label", "rule"),
     [
-        ("**predicted GPU-seconds and busy (ours)**", OURS),
-        ("predicted GPU-seconds alone", "without busy floor"),
+        ("**demand and busy (ours)**", OURS),
+        ("demand alone", "without busy floor"),
+        ("predicted GPU-seconds, not capped at a slot a job, and busy", "uncapped"),
         ("number of jobs, 1 a replica", "jobs"),
         ("queue length (pending requests), 1 a replica", "queue length"),
         ("GPU utilisation, 80 %", "GPU utilisation"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.k8s.rendering import K8S
+from tests.k8s.rendering import K8S, of_kind
 
 MONITORING = K8S / "components/monitoring"
 CASES = [Path(__file__).with_name(name) for name in ("alerts.test.yaml", "baselines.test.yaml")]
@@ -42,6 +42,35 @@ def test_promtool_accepts_the_rules(rule_file):
 def test_every_rule_does_what_its_cases_say(rule_file, cases):
     shutil.copy(cases, rule_file.parent)
     assert "SUCCESS" in promtool("test", "rules", rule_file.parent / cases.name)
+
+
+@pytest.mark.parametrize("overlay", ["one-gpu", "spot"])
+def test_the_query_of_the_autoscaler_counts_a_database_once_and_no_other_namespace(rule_file, overlay):
+    """Two gateways show the same job table, a second deployment another one, one of the gateways is gone for a while."""
+    triggers = {t["name"]: t["metadata"] for t in of_kind(overlay, "ScaledObject")[0]["spec"]["triggers"]}
+    series = {
+        'wan_demand_slots{namespace="wan",pod="a"}': "3.5x10",
+        'wan_demand_slots{namespace="wan",pod="b"}': "3.5x5 stale",
+        'wan_demand_slots{namespace="another",pod="c"}': "70x10",
+        'wan_workers{namespace="wan",pod="a",state="busy"}': "2x10",
+        'wan_workers{namespace="wan",pod="b",state="busy"}': "2x10",
+        'wan_workers{namespace="wan",pod="a",state="draining"}': "9x10",
+        'wan_workers{namespace="another",pod="c",state="busy"}': "40x10",
+    }
+    expected = {"demand": 3.5, "busy": 2}
+    cases = [
+        {"expr": triggers[name]["query"], "eval_time": time, "exp_samples": [{"labels": "{}", "value": value}]}
+        for name, value in expected.items()
+        for time in ("4m", "9m")
+    ]
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": cases,
+    }
+    path = rule_file.with_name("queries.test.yaml")
+    path.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]}))
+    assert "SUCCESS" in promtool("test", "rules", path)
 
 
 def test_every_rule_has_its_cases():

@@ -17,12 +17,16 @@ def environment(overlay: str, spec: dict) -> dict[str, str]:
         item = sources[(kind, next(iter(source.values()))["name"])]
         values |= item.get("data", {}) if kind == "ConfigMap" else dict.fromkeys(item["data"], "secret")
     for variable in spec.get("env", []):
-        values[variable["name"]] = variable.get("value") or made_up(variable["name"])
+        values[variable["name"]] = variable.get("value") or "wan-triton-7d9c5b7f6-x2x7k"
     return values
 
 
-def made_up(name: str) -> str:
-    return {"WAN_DATABASE_URL": "postgresql://wan:secret@db:5432/wan"}.get(name, "wan-triton-7d9c5b7f6-x2x7k")
+@pytest.fixture
+def secrets_dir(tmp_path):
+    """What the volume `secrets` of gateway and worker holds."""
+    (tmp_path / "WAN_DATABASE_URL").write_text("postgresql://wan:secret@db:5432/wan\n")
+    (tmp_path / "WAN_WEBHOOK_SECRET").write_text("whsec_c2VjcmV0")
+    return tmp_path
 
 
 @pytest.fixture
@@ -34,16 +38,20 @@ def no_wan_variables(monkeypatch):
 
 
 @pytest.mark.parametrize("overlay", SERVING)
-def test_every_key_is_known_and_every_value_accepted(overlay, monkeypatch, no_wan_variables):
+def test_every_key_is_known_and_every_value_accepted(overlay, monkeypatch, no_wan_variables, secrets_dir):
     known = {f"WAN_{name.upper()}" for name in {**Settings.model_fields, **StageSettings.model_fields}}
     for each in containers(overlay):
         values = {k: v for k, v in environment(overlay, each.spec).items() if k.startswith("WAN_")}
         assert set(values) <= known, each
+        if "WAN_SECRETS_DIR" in values:
+            values["WAN_SECRETS_DIR"] = str(secrets_dir)
         with monkeypatch.context() as patch:
             for name, value in values.items():
                 patch.setenv(name, value)
-            load_settings()
+            settings = load_settings()
             load_stage_settings()
+            from_files = (settings.database_url != "", settings.webhook_secret != "")
+            assert from_files == ("WAN_SECRETS_DIR" in values,) * 2
 
 
 @pytest.mark.parametrize("overlay", SERVING)

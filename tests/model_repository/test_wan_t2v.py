@@ -176,7 +176,7 @@ def test_a_request_that_goes_on_from_a_checkpoint_makes_the_identical_video(trit
     thread.join(30)
     (triton.run_dir / "goes-on").mkdir()
     shutil.copy(triton.run_dir / "interrupted" / "checkpoint.safetensors", triton.run_dir / "goes-on")
-    resumed_before = metric(triton, "wan_denoise_steps_total", kind="resumed")
+    resumed_before = metric(triton, "wan_triton_denoise_steps_total", kind="resumed")
     with pytest.raises(InferenceServerException, match="fingerprint") as caught:
         generate(triton.grpc_url, request_id="goes-on", **request | {"PROMPT": "another prompt"})
     assert "INVALID_ARGUMENT" in str(caught.value.status())
@@ -184,7 +184,7 @@ def test_a_request_that_goes_on_from_a_checkpoint_makes_the_identical_video(trit
     assert np.array_equal(frames, expected)
     assert info["resumed_from"] >= 4
     assert info["steps_computed"] == 60 - info["resumed_from"]
-    assert metric(triton, "wan_denoise_steps_total", kind="resumed") == resumed_before + info["resumed_from"]
+    assert metric(triton, "wan_triton_denoise_steps_total", kind="resumed") == resumed_before + info["resumed_from"]
 
 
 @pytest.mark.parametrize("mask", [1, 0x40])
@@ -259,16 +259,16 @@ def test_a_repeated_prompt_and_the_default_negative_prompt_are_answered_from_the
 
 
 def test_steps_and_seconds_are_counted_in_triton_metrics(triton):
-    steps = metric(triton, "wan_denoise_steps_total", kind="computed")
-    seconds = metric(triton, "wan_gpu_seconds_total", stage="denoise")
+    steps = metric(triton, "wan_triton_denoise_steps_total", kind="computed")
+    seconds = metric(triton, "wan_triton_gpu_seconds_total", stage="denoise")
     finished = {
-        s: metric(triton, "wan_stage_seconds_count", stage=s) for s in ("text_encoder", "denoise", "vae_decoder")
+        s: metric(triton, "wan_triton_stage_seconds_count", stage=s) for s in ("text_encoder", "denoise", "vae_decoder")
     }
     _, info = generate(triton.grpc_url, PROMPT="counted", **SHORT)
-    assert metric(triton, "wan_denoise_steps_total", kind="computed") == steps + 6
-    spent = metric(triton, "wan_gpu_seconds_total", stage="denoise") - seconds
+    assert metric(triton, "wan_triton_denoise_steps_total", kind="computed") == steps + 6
+    spent = metric(triton, "wan_triton_gpu_seconds_total", stage="denoise") - seconds
     assert spent == pytest.approx(info["seconds"]["denoise"], abs=0.05)
-    assert all(metric(triton, "wan_stage_seconds_count", stage=s) > before for s, before in finished.items())
+    assert all(metric(triton, "wan_triton_stage_seconds_count", stage=s) > before for s, before in finished.items())
     assert abs(metric(triton, "wan_denoise_heartbeat_timestamp_seconds", slot="0_0") - time.time()) < 3600
 
 

@@ -33,3 +33,25 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(monkeypatch, key, value
 def test_a_missing_model_card_names_its_variable(tmp_path):
     with pytest.raises(SettingsError, match="WAN_MODEL_CARD"):
         _ = load_settings(model_card=tmp_path / "none.json").card
+
+
+def test_secrets_are_read_from_files_and_the_environment_goes_first(tmp_path, monkeypatch):
+    (tmp_path / "WAN_WEBHOOK_SECRET").write_text("from a file\n")
+    (tmp_path / "WAN_LOG_LEVEL").write_text("ERROR")
+    monkeypatch.setenv("WAN_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("WAN_LOG_LEVEL", "DEBUG")
+    settings = load_settings()
+    assert (settings.webhook_secret, settings.log_level) == ("from a file", "DEBUG")
+
+
+def test_a_missing_folder_of_secrets_stops_the_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("WAN_SECRETS_DIR", str(tmp_path / "none"))
+    with pytest.raises(SettingsError, match="WAN_SECRETS_DIR is '.*none'; allowed: an existing folder"):
+        load_settings()
+
+
+def test_a_bad_secret_names_its_setting(tmp_path, monkeypatch):
+    (tmp_path / "WAN_DATABASE_URL").write_text("mysql://x")
+    monkeypatch.setenv("WAN_SECRETS_DIR", str(tmp_path))
+    with pytest.raises(SettingsError, match="WAN_DATABASE_URL"):
+        load_settings()

@@ -85,7 +85,7 @@ def test_without_a_directory_only_the_metrics_are_kept():
     loop.begin()
     loop(progress(1))
     assert loop.resume_point() is None
-    assert backend.of("wan_denoise_steps_total", kind="computed").value == 1
+    assert backend.of("wan_triton_denoise_steps_total", kind="computed").value == 1
 
 
 def test_a_checkpoint_is_the_point_from_which_another_run_goes_on(directory):
@@ -95,7 +95,7 @@ def test_a_checkpoint_is_the_point_from_which_another_run_goes_on(directory):
     assert resume.step == 4
     assert torch.equal(resume.state.latents, progress(4).state.latents)
     assert torch.equal(resume.state.history[0], torch.ones(16, 2, 8, 8))
-    assert backend.of("wan_denoise_steps_total", kind="resumed").value == 4
+    assert backend.of("wan_triton_denoise_steps_total", kind="resumed").value == 4
 
 
 def test_no_checkpoint_is_written_before_its_time_or_where_the_next_step_is_not_computed(directory):

@@ -71,7 +71,8 @@ def test_every_job_ends_and_every_gpu_second_has_an_account(day, name):
     assert fleet.accounts.useful == pytest.approx(day.work.sum())
     assert sum(fleet.count) == len(fleet.state)
     assert fleet.queued_predicted == pytest.approx(0, abs=1e-3)
-    assert fleet.running_predicted_ends == pytest.approx(0, abs=1e-2)
+    assert fleet.queued_slots == pytest.approx(0, abs=1e-3)
+    assert not fleet.running
 
 
 def test_backlog_is_the_work_of_waiting_and_running_jobs():
@@ -84,6 +85,26 @@ def test_backlog_is_the_work_of_waiting_and_running_jobs():
     seen = fleet.observe(30.0)
     assert (seen.queued, seen.running) == (1, 1)
     assert seen.backlog == pytest.approx(70 + 50)
+    assert seen.demand == pytest.approx((70 + 50) / 180)
+
+
+def fleet_for(*seconds: float, name: str = OURS) -> int:
+    """The largest fleet that jobs which all come at once are given."""
+    work = np.array(seconds, float)
+    kind = KINDS[name]
+    fleet = Fleet(Trace(np.zeros(len(work)), work, work), POLICY, kind.make(kind.target), FleetOptions()).run()
+    return max(sample[3] for sample in fleet.accounts.samples)
+
+
+def test_one_long_job_buys_no_fleet():
+    assert fleet_for(3722) == 1
+    assert fleet_for(3722, name="uncapped") > 15
+
+
+def test_a_fleet_follows_the_number_of_long_jobs_and_the_work_of_short_ones():
+    assert fleet_for(*[3600] * 10) == 10
+    assert fleet_for(*[18] * 100) == 10
+    assert fleet_for(*[18] * 100, *[3600] * 10) == 20
 
 
 def test_resume_loses_less_than_starting_over(day):

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from loadtest.base.inputs import ProfileError
-from loadtest.fleet.scaling import MANIFEST, Autoscaler, Limit, ScalingPolicy, desired_replicas, replicas_for
+from loadtest.fleet.scaling import MANIFEST, Autoscaler, Limit, ScalingPolicy, desired_replicas, replicas_for, slots_of
 
 HPA = MANIFEST.parents[1] / "autoscale-hpa"
 
@@ -31,33 +31,59 @@ def test_a_deviation_within_ten_per_cent_changes_nothing():
     assert desired_replicas(199, 180, 1) == 2
 
 
+def wanted(policy, *seconds: float, busy: int = 0) -> int:
+    demand = sum(slots_of(left, policy.slot_seconds) for left in seconds)
+    return replicas_for(demand, busy, policy, current=busy)
+
+
+def test_one_long_job_asks_for_one_replica(policy):
+    """It runs on one slot: whether it waits or runs, and however long it takes."""
+    assert wanted(policy, 3722) == 1
+    assert wanted(policy, 3722, busy=1) == 1
+
+
+def test_many_short_jobs_share_replicas_and_long_ones_do_not(policy):
+    assert wanted(policy, *[18] * 50) == 5
+    assert wanted(policy, *[3600] * 5) == 5
+    assert wanted(policy, *[18] * 50, *[3600] * 5) == 10
+    assert wanted(policy, *[18] * 50, 3600, busy=1) == 6
+
+
 def test_busy_replicas_are_never_counted_as_idle(policy):
     """Eight jobs that are nearly done have hardly any work left, and still hold eight GPUs."""
-    assert replicas_for(backlog=8 * 5, busy=8, policy=policy, current=8) == 8
-    assert replicas_for(backlog=8 * 400, busy=8, policy=policy, current=8) == 18
+    assert wanted(policy, *[5] * 8, busy=8) == 8
+    assert wanted(policy, *[400] * 8, busy=8) == 8
 
 
 def test_hpa_and_keda_say_the_same(policy):
     hpa = yaml.safe_load((HPA / "horizontal-pod-autoscaler.yaml").read_text())["spec"]
-    targets = {m["external"]["metric"]["name"]: float(m["external"]["target"]["averageValue"]) for m in hpa["metrics"]}
-    assert targets == {
-        "wan_backlog_gpu_seconds": policy.seconds_per_replica,
-        "wan_workers_busy": policy.slots_per_replica,
-    }
+    targets = {m["object"]["metric"]["name"]: float(m["object"]["target"]["averageValue"]) for m in hpa["metrics"]}
+    assert targets == {"wan_demand_slots": policy.slots_per_replica, "wan_workers_busy": policy.busy_per_replica}
     keda = yaml.safe_load(MANIFEST.read_text())["spec"]
     assert hpa["behavior"] == keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     assert hpa["maxReplicas"] == keda["maxReplicaCount"]
 
 
+def test_hpa_and_keda_can_share_a_cluster():
+    """KEDA owns APIService v1beta1.external.metrics.k8s.io; the adapter's chart would take it for a single external rule."""
+    rules = yaml.safe_load((HPA / "prometheus-adapter-values.yaml").read_text())["rules"]
+    assert set(rules) == {"default", "custom"}
+    assert rules["default"] is False
+    hpa = yaml.safe_load((HPA / "horizontal-pod-autoscaler.yaml").read_text())["spec"]
+    assert {metric["type"] for metric in hpa["metrics"]} == {"Object"}
+
+
 def test_adapter_and_keda_ask_the_same_question(policy):
-    """The adapter fills in the series name and the namespace of the HPA."""
-    rules = yaml.safe_load((HPA / "prometheus-adapter-values.yaml").read_text())["rules"]["external"]
+    """The adapter fills in the series name, the namespace of the HPA, and the label to group by: the namespace again."""
+    rules = yaml.safe_load((HPA / "prometheus-adapter-values.yaml").read_text())["rules"]["custom"]
     asked = {}
     for rule in rules:
+        assert rule["metricsQuery"].endswith(" by (<<.GroupBy>>)")
+        assert rule["resources"] == {"overrides": {"namespace": {"resource": "namespace"}}}
         series = rule["seriesQuery"].split("{")[0]
         query = rule["metricsQuery"].replace("<<.Series>>", series).replace("<<.LabelMatchers>>", 'namespace="wan"')
-        asked[rule["name"]["as"]] = query
-    assert asked == {"wan_backlog_gpu_seconds": policy.backlog_query, "wan_workers_busy": policy.busy_query}
+        asked[rule["name"]["as"]] = query.removesuffix(" by (<<.GroupBy>>)")
+    assert asked == {"wan_demand_slots": policy.demand_query, "wan_workers_busy": policy.busy_query}
 
 
 def test_scale_up_is_limited_to_the_largest_policy():

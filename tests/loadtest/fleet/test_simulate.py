@@ -64,7 +64,15 @@ def test_a_bad_mix_is_refused(text):
 def test_the_command_writes_results_and_pictures(tmp_path, capsys):
     assert main(["simulate", "--jobs", "400", "--max-replicas", "64", "--sweep", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
-    expected = {"predicted GPU-seconds", "jobs", "queue length", "GPU utilisation", "spot, resume", "spot, no resume"}
+    expected = {
+        "predicted slots",
+        "uncapped",
+        "jobs",
+        "queue length",
+        "GPU utilisation",
+        "spot, resume",
+        "spot, no resume",
+    }
     assert expected <= set(result["rows"])
     assert {"wait_p50", "wait_p95", "wait_p99", "gpu_hours_per_video", "wasted_gpu_seconds"} <= set(
         result["rows"]["jobs"]

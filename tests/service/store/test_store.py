@@ -358,6 +358,37 @@ def test_stats_count_what_waits_and_runs(store, clock):
     assert numbers["workers"] == {"busy": 1}
 
 
+def demand(store) -> float:
+    return store.stats(slot_seconds=180)["demand_slots"]
+
+
+def test_one_long_job_demands_one_slot(store, clock):
+    """Whether it waits or runs: more slots cannot make it faster."""
+    submit(store, clock, new(cost=3722.0))
+    assert demand(store) == pytest.approx(1)
+    lease = store.lease("w")
+    assert demand(store) == pytest.approx(1)
+    store.heartbeat(lease, Progress(step=40, steps=40))
+    assert demand(store) == pytest.approx(1)
+    run(store, lease)
+    assert demand(store) == 0
+
+
+def test_short_jobs_share_slots_and_long_ones_do_not(store, clock):
+    submit(store, clock, *(new(cost=18.0) for _ in range(20)))
+    assert demand(store) == pytest.approx(2)
+    submit(store, clock, *(new(cost=900.0) for _ in range(3)))
+    assert demand(store) == pytest.approx(5)
+
+
+def test_a_slow_pod_does_not_raise_the_demand(store, clock):
+    submit(store, clock, new(cost=90.0))
+    lease = store.lease("w")
+    store.heartbeat(lease, Progress(step=10, steps=20, eta_seconds=5000.0))
+    assert demand(store) == pytest.approx(90 * (1 - 0.95 / 2) / 180)
+    assert store.stats()["backlog_running"] == pytest.approx(5000)
+
+
 def test_a_webhook_is_due_once_and_again_when_its_sender_dies(store, clock):
     submit(store, clock, new(webhook_url="https://example.com/hook"))
     assert store.due_webhook() is None
