@@ -13,9 +13,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", type=Path, default=ROOT / "var", help="jobs, videos and logs")
 
 
-def use_model_card(checkpoint: Path) -> None:
-    """Let gateway and worker take the defaults of the checkpoint that is served."""
-    card = checkpoint / "wan.json"
-    if card.is_file():
-        os.environ.setdefault("WAN_MODEL_CARD", str(card.absolute()))
+def serve_model(checkpoint: Path, repository: Path) -> None:
+    """Let gateway and worker know what the repository, which was exported, serves."""
+    os.environ.setdefault("WAN_MODEL_CARD", str((repository / "card.json").absolute()))
     os.environ.setdefault("WAN_MODEL_NAME", f"wan-{checkpoint.name}")

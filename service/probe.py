@@ -23,13 +23,13 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from contract.tensors import ENSEMBLE
 from service.runs import broken_since
 from service.triton_processes import find_stubs
 
 INSTANCE = re.compile(
     r'^wan_denoise_(inflight|heartbeat_timestamp_seconds)\{[^}]*slot="([^"]*)"[^}]*\} (\S+)$', re.MULTILINE
 )
-ENSEMBLE = "wan_t2v"
 
 
 class ProbeFailed(Exception):

@@ -8,25 +8,23 @@ from pathlib import Path
 
 import httpx
 
+from contract import PARAMETERS
 from service import options
 from service.errors import SettingsError
 from service.stack import Stack, StackError, check_settings, exported
 from service.tritonserver import TritonServerError
 
 BAR = 28
-FIELDS = {
-    "negative_prompt": str, "width": int, "height": int, "num_frames": int, "steps": int, "guidance_scale": float,
-    "flow_shift": float, "seed": int, "sampler": str, "cache": str,
-    "cache_threshold": float, "guidance_end": float,
-}  # fmt: skip
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m service.run", description=__doc__.split(": ", 1)[1])
-    parser.add_argument("--prompt", required=True)
     parser.add_argument("--out", type=Path, help="where to write the MP4; default: in the state directory")
-    for name, kind in FIELDS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    for p in PARAMETERS:
+        about = f"{p.help or p.label} {p.rule.words()}".replace("%", "%%")
+        parser.add_argument(
+            f"--{p.name.replace('_', '-')}", type=p.rule.python, required=p.name == "prompt", help=about
+        )
     options.add(parser)
     return parser.parse_args(arguments)
 
@@ -65,7 +63,7 @@ def watch(client: httpx.Client, job_id: str) -> dict:
 
 def generate(url: str, choice: argparse.Namespace) -> Path:
     """Submit, watch, download."""
-    body = {"prompt": choice.prompt} | {name: value for name in FIELDS if (value := getattr(choice, name)) is not None}
+    body = {p.name: value for p in PARAMETERS if (value := getattr(choice, p.name)) is not None}
     with httpx.Client(base_url=url, timeout=30) as client:
         answer = client.post("/v1/videos", json=body)
         if answer.status_code != 200:
@@ -84,10 +82,10 @@ def generate(url: str, choice: argparse.Namespace) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     choice = parse(arguments)
-    options.use_model_card(choice.checkpoint)
     try:
         check_settings()
         exported(choice.repository, choice.checkpoint, say)
+        options.serve_model(choice.checkpoint, choice.repository)
         with Stack(choice.repository, choice.state, on_progress=say) as stack:
             out = generate(stack.url, choice)
         print(out, flush=True)

@@ -32,11 +32,11 @@ def show(stack: Stack) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     choice = parse(arguments)
-    options.use_model_card(choice.checkpoint)
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     try:
         check_settings()
         exported(choice.repository, choice.checkpoint, say)
+        options.serve_model(choice.checkpoint, choice.repository)
         with Stack(choice.repository, choice.state, choice.port, choice.host, choice.workers, say) as stack:
             show(stack)
             while True:

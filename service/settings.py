@@ -1,36 +1,20 @@
 """Every setting of the gateway and the worker: environment variables with the prefix `WAN_`, read once and typed."""
 
-import json
 import os
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from contract.card import ModelCard
+from contract.cost import CostModel
+from contract.errors import InvalidCard
 from service.errors import SettingsError, shown
 
+DEFAULT_COSTS = Path(__file__).with_name("cost.json")  # of models/tiny on two cores
 Seconds = Annotated[float, Field(gt=0)]
-
-
-class ModelCard(BaseModel):
-    """What a request gets where it says nothing: the `wan.json` of the checkpoint that Triton serves."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    width: int = 832
-    height: int = 480
-    num_frames: int = 81
-    steps: int = 50
-    guidance_scale: float = 5.0
-    flow_shift: float = 5.0
-    sampler: str = "unipc"
-    cache: str = "teacache"
-    cache_threshold: float = 0.0
-    guidance_end: float = 1.0
-    negative_prompt: str | None = None
-    fps: int = 16
 
 
 class Settings(BaseSettings):
@@ -99,14 +83,22 @@ class Settings(BaseSettings):
 
     @cached_property
     def card(self) -> ModelCard:
-        """Defaults of the served checkpoint."""
+        """What Triton serves: its geometry and its defaults."""
         try:
-            content = json.loads(self.model_card.read_text())
-            return ModelCard.model_validate(content.get("defaults", content))
-        except (OSError, ValueError, AttributeError) as error:
+            return ModelCard.load(self.model_card)
+        except InvalidCard as error:
             raise SettingsError(
-                f"WAN_MODEL_CARD is {str(self.model_card)!r}: {error}; allowed: the path of a wan.json"
+                f"WAN_MODEL_CARD is {str(self.model_card)!r}: {error}; allowed: the path of a card.json or wan.json"
             ) from None
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """What a request costs on the machines that serve."""
+        path = self.cost_file or DEFAULT_COSTS
+        try:
+            return CostModel.load(path)
+        except InvalidCard as error:
+            raise SettingsError(f"WAN_COST_FILE is {str(path)!r}: {error}") from None
 
     @property
     def database(self) -> str:

@@ -10,6 +10,7 @@ import tritonclient.grpc.aio as grpcclient
 from tritonclient.grpc import KeepAliveOptions
 from tritonclient.utils import InferenceServerException
 
+from contract.tensors import ENSEMBLE, infer_inputs
 from service.errors import (
     CheckpointRefused,
     GenerationCancelled,
@@ -20,26 +21,9 @@ from service.errors import (
 )
 
 logger = logging.getLogger(__name__)
-ENSEMBLE = "wan_t2v"
 UNHEALTHY = "is not healthy"  # Triton's words for a Python stage that hangs; it says so to every later request too
 CHECKPOINT = "checkpoint.safetensors"  # the stage names the file in its message
 TRANSPORT = ("UNAVAILABLE", "UNKNOWN")  # set by gRPC when the connection breaks; stages and Triton use others
-# input name -> (request key, Triton type, numpy type)
-INPUTS = {
-    "PROMPT": ("prompt", "BYTES", np.object_),
-    "NEGATIVE_PROMPT": ("negative_prompt", "BYTES", np.object_),
-    "WIDTH": ("width", "INT32", np.int32),
-    "HEIGHT": ("height", "INT32", np.int32),
-    "NUM_FRAMES": ("num_frames", "INT32", np.int32),
-    "STEPS": ("steps", "INT32", np.int32),
-    "GUIDANCE_SCALE": ("guidance_scale", "FP32", np.float32),
-    "FLOW_SHIFT": ("flow_shift", "FP32", np.float32),
-    "SEED": ("seed", "INT64", np.int64),
-    "SAMPLER": ("sampler", "BYTES", np.object_),
-    "CACHE": ("cache", "BYTES", np.object_),
-    "CACHE_THRESHOLD": ("cache_threshold", "FP32", np.float32),
-    "GUIDANCE_END": ("guidance_end", "FP32", np.float32),
-}
 
 
 class Generator(Protocol):
@@ -84,14 +68,7 @@ class TritonGenerator:
 
     async def generate(self, request_id: str, request: dict, preview: bool = False) -> tuple[np.ndarray, dict]:
         """Run one request; GenerationRejected, GenerationCancelled or GenerationFailed when there is no video."""
-        inputs = []
-        for name, (key, datatype, dtype) in INPUTS.items():
-            if request.get(key) is None:
-                continue
-            value = request[key]
-            tensor = grpcclient.InferInput(name, [1], datatype)
-            tensor.set_data_from_numpy(np.array([value.encode() if isinstance(value, str) else value], dtype=dtype))
-            inputs.append(tensor)
+        inputs = infer_inputs(grpcclient, request)
         outputs = [grpcclient.InferRequestedOutput("FRAMES"), grpcclient.InferRequestedOutput("INFO")]
         parameters = {"preview": True} if preview else None
         try:

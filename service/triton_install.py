@@ -230,7 +230,7 @@ def read_manifest(repository: Path) -> dict:
 
 def required_shm(manifest: dict) -> int:
     """Bytes of /dev/shm that one request at the checkpoint's default size needs: its frames, in and out of the decoder."""
-    defaults = manifest.get("defaults", {})
+    defaults = manifest.get("card", {}).get("defaults", {})
     frames = 3 * defaults.get("width", 0) * defaults.get("height", 0) * defaults.get("num_frames", 0)
     return SHM_BASE_BYTES + 2 * frames
 

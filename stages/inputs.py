@@ -73,6 +73,8 @@ def generation_request(request, card: ModelCard) -> tuple[GenerationRequest, boo
     """
     present = {tensor.name() for tensor in request.inputs()}
     given = {p.name: scalar(request, p.tensor_name, p.kind) for p in TENSORS if p.tensor_name in present}
+    if "prompt" not in given:
+        raise InvalidRequest("PROMPT", None, "UTF-8 text")
     try:
         return card.request(**given), "seed" not in given
     except InvalidRequest as error:

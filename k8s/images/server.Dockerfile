@@ -14,6 +14,7 @@ COPY k8s/images/requirements-worker.txt /tmp/requirements.txt
 RUN pip install -r /tmp/requirements.txt
 
 WORKDIR /app
+COPY contract contract
 COPY wan wan
 COPY stages stages
 COPY export export

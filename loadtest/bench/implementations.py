@@ -94,22 +94,12 @@ def ours(case: Case) -> Run:
     if case.part == "dit":
         latents, timestep, context = _inputs(case, dit.config.text_dim)
         return lambda: dit(latents, timestep, context[:1])
-<<<<<<< HEAD:loadtest/bench/implementations.py
     request, latents, context = _whole_run(case, dit.config.text_dim)
     if case.checkpoint:
         loop = denoiser(Checkpoint.open(case.checkpoint), _card(case).geometry, [dit])
     else:
         loop = Denoiser((Expert(dit),), _card(case).geometry, "diffusers")
     return lambda: loop.run(Conditioning(*context), request, latents=latents[0])[0]
-=======
-    checkpoint = Checkpoint.open(case.checkpoint) if case.checkpoint else None
-    request = _request(case, checkpoint.defaults if checkpoint else Defaults())
-    shape = request.latent_shape(dit.config.out_channels)
-    latents, _, context = _inputs(Case(**case.as_dict() | {"shape": shape}), dit.config.text_dim)
-    caches, grid = (checkpoint.caches, checkpoint.grid) if checkpoint else ({}, "diffusers")
-    options = dict(schedule=schedule_of(request, grid), cache_model=caches.get(request.cache), latents=latents[0])
-    return lambda: denoise(dit, *context, request, **options)[0]
->>>>>>> numerics:loadtest/bench/sides.py
 
 
 def _their_dit(case: Case):
@@ -136,14 +126,7 @@ def _their_dit(case: Case):
 def _their_denoise(case: Case, model) -> Run:
     from diffusers import UniPCMultistepScheduler
 
-<<<<<<< HEAD:loadtest/bench/implementations.py
     request, latents, context = _whole_run(case, model.config.text_dim)
-=======
-    defaults = Checkpoint.open(case.checkpoint).defaults if case.checkpoint else Defaults()
-    request = _request(case, defaults)
-    shape = request.latent_shape(model.config.out_channels)
-    latents, _, context = _inputs(Case(**case.as_dict() | {"shape": shape}), model.config.text_dim)
->>>>>>> numerics:loadtest/bench/sides.py
 
     def run() -> Tensor:
         scheduler = UniPCMultistepScheduler(

@@ -53,7 +53,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def handle(given: argparse.Namespace) -> int:
-    options.use_model_card(given.checkpoint)
+    options.serve_model(given.checkpoint, given.repository)
     with tempfile.TemporaryDirectory(prefix="wan-cancel-") as folder, Stack(given.repository, Path(folder)) as stack:
         results = measure(stack.url, given.runs)
     late = [result for result in results if result[0] > result[1] + LIMIT_SECONDS]

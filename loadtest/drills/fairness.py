@@ -24,7 +24,6 @@ import uvicorn
 
 from service.api.app import create_app
 from service.attempt import Tools
-from service.cost import CostModel
 from service.settings import Settings
 from service.stack import ROOT
 from service.storage import Storage
@@ -36,8 +35,9 @@ from service.worker import Worker
 class PacedGenerator:
     """A Generator whose requests take what the cost model predicts, 10 % more or less, `speedup` times as fast."""
 
-    def __init__(self, costs: CostModel, slots: int, speedup: float):
-        self.costs, self.speedup, self._slots = costs, speedup, slots
+    def __init__(self, settings: Settings, slots: int, speedup: float):
+        self.costs, self.geometry = settings.costs, settings.card.geometry
+        self.speedup, self._slots = speedup, slots
         self.ran: list[str] = []
 
     async def ready(self) -> bool:
@@ -51,7 +51,7 @@ class PacedGenerator:
 
     async def generate(self, request_id: str, request: dict, preview: bool = False) -> tuple[np.ndarray, dict]:
         self.ran.append(request_id)
-        seconds = self.costs.predict(request) * random.Random(request["seed"]).uniform(0.9, 1.1)
+        seconds = self.costs.predict(request, self.geometry) * random.Random(request["seed"]).uniform(0.9, 1.1)
         await asyncio.sleep(seconds / self.speedup)
         frames = np.zeros((request["num_frames"], request["height"], request["width"], 3), np.uint8)
         return frames, {"seed": request["seed"], "steps": request["steps"], "seconds": {"denoise": seconds}}
@@ -150,7 +150,7 @@ def drive(card: Path, clients: int, jobs: int, slots: int = 4) -> Report:
         costs = Path(folder) / "cost.json"
         costs.write_text(json.dumps(COSTS))
         settings = settings_in(Path(folder), card, api_keys=keys, cost_file=costs, **many)
-        generator = PacedGenerator(CostModel.load(costs), slots, SPEEDUP)
+        generator = PacedGenerator(settings, slots, SPEEDUP)
         store = JobStore.from_settings(settings)
         with gateway(settings) as url:
             work = [threading.Thread(target=submit, args=(url, n, jobs // clients, ids)) for n in range(clients)]

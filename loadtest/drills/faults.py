@@ -212,7 +212,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def handle(given: argparse.Namespace) -> int:
-    options.use_model_card(given.checkpoint)
+    options.serve_model(given.checkpoint, given.repository)
     with under_fire(given.repository, given.steps, "database" in given.victims) as drill:
         cases = run_all(drill, given.victims, given.points, lambda text: print(text, flush=True))
     failed = [case for case in cases if case.problem]

@@ -38,7 +38,7 @@ def call(client: grpcclient.InferenceServerClient, prompt: str, seed: int) -> di
     inputs = [grpcclient.InferInput("PROMPT", [1], "BYTES"), grpcclient.InferInput("SEED", [1], "INT64")]
     inputs[0].set_data_from_numpy(np.array([prompt.encode()], np.object_))
     inputs[1].set_data_from_numpy(np.array([seed], np.int64))
-    answer = client.infer("wan_t2v", inputs)
+    answer = client.infer("wan", inputs)
     if answer.as_numpy("FRAMES").size == 0:
         raise RuntimeError("the ensemble returned no frames")
     return json.loads(answer.as_numpy("INFO")[0])

@@ -16,9 +16,9 @@ import numpy as np
 import tritonclient.grpc as grpc_client
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
+from contract.tensors import arrays
 from loadtest.base.inputs import TargetUnavailable
 from loadtest.traffic.profile import Order, Target
-from loadtest.traffic.targets.triton import tensors_of
 
 Tensor = tuple[str, tuple[int, ...], bytes]  # (Triton dtype, shape, raw content as it goes over the wire)
 
@@ -30,7 +30,7 @@ def write_input_data(target: Target, orders: list[Order], folder: Path) -> dict[
             config = client.get_model_config(target.model, as_json=True)["config"]
             items: dict[str, list[dict]] = {target.model: []}
             for order in orders:
-                inputs = {name: from_numpy(array) for name, array in tensors_of(order).items()}
+                inputs = {name: from_numpy(array) for name, array in arrays(order.request).items()}
                 items[target.model].append(entry(inputs))
                 for model, given in walk(client, config, inputs):
                     items.setdefault(model, []).append(entry(given))
@@ -53,7 +53,7 @@ def is_cached(client, model: str) -> bool:
 def unseen(client, config: dict, order: Order, model: str) -> dict[str, Tensor]:
     """Inputs of a cached model that it has never had: of a prompt of their own, on which the model is not run here."""
     fresh = replace(order, prompt=f"{order.prompt}, take {secrets.token_hex(4)}")
-    inputs = {name: from_numpy(array) for name, array in tensors_of(fresh).items()}
+    inputs = {name: from_numpy(array) for name, array in arrays(fresh.request).items()}
     return next(given for name, given in walk(client, config, inputs) if name == model)
 
 

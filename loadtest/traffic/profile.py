@@ -6,11 +6,13 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
+from contract import PARAMETERS, Geometry, InvalidRequest, body
+from contract.parameters import BY_NAME
 from loadtest.base.inputs import ProfileError, Strict, parse, read_yaml
 
 PerMinute = Annotated[float, Field(gt=0, le=600_000)]
@@ -27,7 +29,7 @@ class Target(Strict):
     fetch_content: bool = True
     delete: bool = False  # remove each video after it was fetched, outside the measured time
     api_key: str | None = Field(default=None, exclude=True, repr=False)
-    model: str = "wan_t2v"
+    model: str = "wan"
 
     @field_validator("url")
     @classmethod
@@ -79,28 +81,39 @@ class Closed(Strict):
 Load = Annotated[Poisson | Constant | Ramp | Burst | Closed, Field(discriminator="kind")]
 
 
-class Shape(Strict):
+# Prompts are drawn from the profile's list and seeds from its own, so that a run can be repeated.
+SHAPED = tuple(p for p in PARAMETERS if p.tensor and p.name not in ("prompt", "negative_prompt", "seed"))
+
+
+class _Shape(Strict):
     """One kind of video in the mix; a field left out takes the service's default."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,40}$")]
     weight: Annotated[float, Field(gt=0)] = 1
-    width: Annotated[int, Field(ge=16, multiple_of=16)] | None = None
-    height: Annotated[int, Field(ge=16, multiple_of=16)] | None = None
-    num_frames: Annotated[int, Field(ge=1)] | None = None
-    steps: Annotated[int, Field(ge=1, le=1_000)] | None = None
-    guidance_scale: Annotated[float, Field(ge=0)] | None = None
-    guidance_end: Annotated[float, Field(ge=0, le=1)] | None = None
-    cache: Literal["teacache", "magcache"] | None = None
-    cache_threshold: Annotated[float, Field(ge=0)] | None = None
     priority: int | str | None = None
+
+    @property
+    def parameters(self) -> dict:
+        """The parameters of a request that the shape says."""
+        given = {p.name: getattr(self, p.name) for p in SHAPED}
+        return {name: value for name, value in given.items() if value is not None}
 
     @model_validator(mode="after")
     def _consistent(self):
-        if (self.width is None) != (self.height is None):
+        """As far as can be known without the model: the grid of Wan 2.1, which that of every variant lies on."""
+        given = self.parameters
+        if ("width" in given) != ("height" in given):
             raise ValueError("width and height go together: give both or neither")
-        if self.num_frames is not None and self.num_frames % 4 != 1:
-            raise ValueError(f"num_frames is {self.num_frames}; allowed: 4n + 1 (1, 5, 9, …)")
+        for name, value in given.items():
+            try:
+                BY_NAME[name].rule.check(name, value, Geometry())
+            except InvalidRequest as error:
+                raise ValueError(str(error)) from None
         return self
+
+
+_FIELDS: dict[str, Any] = {p.name: body.field(p) for p in SHAPED}
+Shape = create_model("Shape", __base__=_Shape, **_FIELDS)
 
 
 class Limits(Strict):
@@ -204,6 +217,11 @@ class Order:
     shape: Shape
     prompt: str
     seed: int
+
+    @property
+    def request(self) -> dict:
+        """The parameters, by their names."""
+        return self.shape.parameters | {"prompt": self.prompt, "seed": self.seed}
 
 
 def schedule(profile: Profile) -> list[Order]:

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 
+from contract import PARAMETERS
 from service.store import Estimate, Job, Priority
 from service.store.jobs import COMPLETED, FAILED, RUNNING
 
@@ -24,11 +25,11 @@ class JobError(BaseModel):
     message: str
 
 
-# Parameters that a job of an older version may not name.
-SAMPLING = ("guidance_scale", "guidance_end", "flow_shift", "sampler", "cache", "cache_threshold")
+# The negative prompt may be long; who sent it has it.
+SHOWN = tuple(p for p in PARAMETERS if p.name not in ("prompt", "negative_prompt"))
 
 
-class Video(BaseModel):
+class _Job(BaseModel):
     """A video job. Times are in seconds, points in time since the epoch."""
 
     id: str
@@ -46,19 +47,6 @@ class Video(BaseModel):
     quality: str = "standard"
     remixed_from_video_id: str | None = None
     error: JobError | None = None
-    # the generation
-    width: int
-    height: int
-    num_frames: int
-    fps: int
-    steps: int
-    seed: int
-    guidance_scale: float | None = None
-    guidance_end: float | None = None
-    flow_shift: float | None = None
-    sampler: str | None = None
-    cache: str | None = None
-    cache_threshold: float | None = None
     priority: str
     user: str | None = None
     # how it goes
@@ -84,6 +72,10 @@ class Video(BaseModel):
     # queue (until the first lease), text_encoder, denoise, vae_decoder, encode (the MP4, made and stored)
     stage_durations: dict[str, float] | None = None
     peak_memory_mb: float | None = None
+
+
+# with every parameter, which a job of an older version may not name
+Video = create_model("Video", __base__=_Job, **{p.name: (p.rule.python | None, None) for p in SHOWN})
 
 
 class VideoList(BaseModel):
@@ -139,8 +131,7 @@ def video(job: Job, estimate: Estimate | None, model: str) -> Video:
         size=f"{request['width']}x{request['height']}",
         seconds=f"{request['num_frames'] / request['fps']:g}",
         error=JobError(code=job.error_code or "", message=job.error_message or "") if job.status == FAILED else None,
-        **{name: request[name] for name in ("width", "height", "num_frames", "fps", "steps", "seed")},
-        **{name: request.get(name) for name in SAMPLING},
+        **{p.name: request.get(p.name) for p in SHOWN},
         user=request.get("user"),
         priority=Priority(job.priority).name,
         phase=job.phase,

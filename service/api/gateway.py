@@ -13,7 +13,6 @@ from service.api import answers, webhooks
 from service.api.auth import Caller, Keys
 from service.api.feed import Feed
 from service.api.requests import VideoRequest, stable_seed
-from service.cost import CostModel
 from service.errors import InvalidRequest, ServiceError, StorageError, Unavailable
 from service.logs import prompt_fields
 from service.metrics import measured_metrics, store_metrics
@@ -35,7 +34,7 @@ class Gateway:
     def __init__(self, settings: Settings):
         self.settings, self.card = settings, settings.card
         self.keys = Keys(settings)
-        self.costs = CostModel.load(settings.cost_file)
+        self.costs = settings.costs
         self.files = Storage(settings.storage, settings.storage_endpoint_url)
         self._store: JobStore | None = None
         self._factor = 1.0
@@ -102,7 +101,7 @@ class Gateway:
         if request.seed is None and idempotency_key is not None:
             # a repetition must be recognised as the same request although its seed would be drawn anew
             values["seed"] = stable_seed(caller.name, idempotency_key)
-        raw = self.costs.predict(values)
+        raw = self.costs.predict(values, self.card.geometry)
         cost = raw * self._factor
         if cost > self.settings.max_job_gpu_seconds:
             raise _too_much(cost, self.settings.max_job_gpu_seconds)

@@ -1,94 +1,38 @@
-"""What a caller may ask for: names, bounds and defaults of every parameter.
+"""What a caller may ask for: the parameters of `contract.parameters`, and what concerns the job rather than the video.
 
-Names follow vLLM-Omni's `/v1/videos`; the names that OpenAI (`size`, `seconds`), DiffSynth (`cfg_scale`, `sigma_shift`,
-`tea_cache_l1_thresh`) and LightX2V (`infer_steps`, `target_shape`, `target_video_length`, `target_fps`) use for the same thing
-are accepted too. One rule for sizes: width and height must be multiples of 16 and num_frames must be 4n + 1; anything else is
-refused with the nearest allowed values. Only `seconds` is rounded, to the longest allowed clip that is not longer.
+Names follow vLLM-Omni's `/v1/videos`; the names that OpenAI (`size`, `seconds`) and LightX2V (`target_shape`) use for the same
+thing are accepted too, as are the aliases in the declaration. One rule for sizes: anything off the model's grid is refused
+with the nearest allowed value. Only `seconds` is rounded, to the longest allowed clip that is not longer.
 """
 
 import hashlib
 import re
 import secrets
-from typing import Annotated, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
+from contract import PARAMETERS, ModelCard, body
+from contract import InvalidRequest as OutOfBounds
+from contract.parameters import BY_NAME
+from contract.rules import Frames, Side
 from service.errors import InvalidRequest
-from service.settings import ModelCard
 
-MAX_SIDE, MAX_FRAMES, MAX_STEPS, MAX_PROMPT = 2048, 257, 1000, 8000  # as in wan/request.py
-MAX_SEED = 2**63 - 1
 SIZE = re.compile(r"(\d{2,5})[xX×*](\d{2,5})")
 
-# Stored as they are, with the model's default where the caller says nothing.
-FROM_CARD = (
-    "negative_prompt", "steps", "guidance_scale", "guidance_end", "flow_shift", "sampler", "cache", "cache_threshold",
-)  # fmt: skip
 
-Side = Annotated[int, Field(ge=16, le=MAX_SIDE)]
-
-
-def _also(*names: str) -> AliasChoices:
-    return AliasChoices(*names)
-
-
-class VideoRequest(BaseModel):
-    """Body of `POST /v1/videos`; what is left out takes the model's default (see `GET /v1/models`)."""
+class JobFields(BaseModel):
+    """What a body says beside the parameters."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, str_strip_whitespace=False)
 
-    prompt: str = Field(min_length=1, max_length=MAX_PROMPT, description="What the video shows.")
     model: str | None = Field(None, max_length=64, description="Must be the served model if given.")
-    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT)
     size: str | None = Field(None, max_length=11, description="WIDTHxHEIGHT; instead of width and height.")
-    width: Side | None = Field(None, description="Pixels; a multiple of 16.")
-    height: Side | None = Field(None, description="Pixels; a multiple of 16.")
-    target_shape: list[Side] | None = Field(
+    target_shape: list[Annotated[int, Field(ge=1)]] | None = Field(
         None, min_length=2, max_length=2, description="[height, width]; instead of width and height."
     )
     seconds: float | None = Field(None, gt=0, le=300, description="Length; instead of num_frames.")
-    num_frames: int | None = Field(
-        None, ge=1, le=MAX_FRAMES, validation_alias=_also("num_frames", "target_video_length"), description="4n + 1."
-    )
-    fps: int | None = Field(
-        None, ge=1, le=60, validation_alias=_also("fps", "target_fps"), description="Frames a second of the file."
-    )
-    steps: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_STEPS,
-        validation_alias=_also("steps", "num_inference_steps", "infer_steps"),
-        description="Sampler steps; also num_inference_steps.",
-    )
-    guidance_scale: float | None = Field(
-        None,
-        ge=1,
-        le=30,
-        validation_alias=_also("guidance_scale", "cfg_scale"),
-        description="1: no guidance, half the work.",
-    )
-    flow_shift: float | None = Field(
-        None,
-        ge=0.1,
-        le=30,
-        validation_alias=_also("flow_shift", "sigma_shift", "sample_shift"),
-        description="Sigma shift.",
-    )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn and reported if left out.")
-    sampler: Literal["unipc", "euler", "dpm++"] | None = None
-    cache: Literal["teacache", "magcache"] | None = Field(
-        None, description="The rule by which steps are skipped, if cache_threshold is above 0."
-    )
-    cache_threshold: float | None = Field(
-        None,
-        ge=0,
-        le=10,
-        validation_alias=_also("cache_threshold", "tea_cache_l1_thresh"),
-        description="0 computes every step; the larger, the more steps are skipped and the less exact is the video.",
-    )
-    guidance_end: float | None = Field(
-        None, ge=0, le=1, description="Share of the steps after which guidance is off; 1 keeps it to the end."
-    )
     priority: Literal["high", "normal", "low"] = Field(
         "normal", description="If left out: normal, or the highest that the key may use."
     )
@@ -107,14 +51,14 @@ class VideoRequest(BaseModel):
                 raise InvalidRequest(name, value, "a number or a text, not true or false")
         return values
 
-    @field_validator("prompt")
+    @field_validator("prompt", check_fields=False)
     @classmethod
     def _says_something(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("text that is not only white space")
         return _printable(value)
 
-    @field_validator("negative_prompt", "user")
+    @field_validator("negative_prompt", "user", check_fields=False)
     @classmethod
     def _no_nul(cls, value: str | None) -> str | None:
         return value if value is None else _printable(value)
@@ -126,64 +70,73 @@ class VideoRequest(BaseModel):
             raise ValueError("WIDTHxHEIGHT, for example 832x480")
         return value
 
+
+class _Body(JobFields):
     @model_validator(mode="after")
-    def _said_once(self) -> "VideoRequest":
+    def _said_once(self) -> "_Body":
         sizes = [name for name in ("size", "target_shape") if getattr(self, name) is not None]
-        if self.width is not None or self.height is not None:
+        if self._given("width") is not None or self._given("height") is not None:
             sizes.append("width/height")
         if len(sizes) > 1:
             raise ValueError(f"one of size, width and height, target_shape; not {' and '.join(sizes)} together")
-        if self.seconds is not None and self.num_frames is not None:
+        if self.seconds is not None and self._given("num_frames") is not None:
             raise ValueError("one of seconds and num_frames, not both")
         return self
+
+    def _given(self, name: str) -> Any:
+        return getattr(self, name)
 
     def resolve(self, card: ModelCard, model_name: str) -> dict:
         """The complete generation request as it is stored and sent to Triton; InvalidRequest names the field."""
         if self.model is not None and self.model != model_name:
             raise InvalidRequest("model", self.model, f"{model_name!r}, the served model")
-        width, height = self._shape(card)
-        fps = self.fps if self.fps is not None else card.fps
-        frames = self._frames(card, fps)
-        values = {"prompt": self.prompt, "width": width, "height": height, "num_frames": frames, "fps": fps}
-        for name in FROM_CARD:
-            value = getattr(self, name)
-            values[name] = getattr(card, name) if value is None else value
-        # Drawn here and not in the model, so that every attempt at the job makes the same video.
-        values["seed"] = secrets.randbelow(2**31) if self.seed is None else self.seed
-        if self.preview:
-            values["preview"] = True
-        if self.user is not None:
-            values["user"] = self.user
-        return values
+        given = {p.name: self._given(p.name) for p in PARAMETERS}
+        fps = given.pop("fps")
+        fps = card.defaults.fps if fps is None else fps
+        said_as = {}  # how the caller named what is refused
+        if (shape := self._shape()) is not None:
+            name, given["width"], given["height"] = shape
+            said_as = {"width": name, "height": name}
+        if self.seconds is not None:
+            given["num_frames"] = self._frames(self.seconds, fps, card)
+        if given["seed"] is None:  # drawn here and not in the model, so that every attempt makes the same video
+            given["seed"] = secrets.randbelow(2**31)
+        try:
+            request = card.request(**given)
+        except OutOfBounds as error:
+            allowed = error.allowed + _nearest(error, card)
+            raise InvalidRequest(said_as.get(error.field, error.field), error.value, allowed) from None
+        values = asdict(request) | {"fps": fps}
+        return values | ({"preview": True} if self.preview else {}) | ({"user": self.user} if self.user else {})
 
-    def _shape(self, card: ModelCard) -> tuple[int, int]:
+    def _shape(self) -> tuple[str, int, int] | None:
+        """(field, width, height) where one field says both."""
         if self.size is not None:
             width, height = (int(side) for side in SIZE.fullmatch(self.size).groups())
-            names = ("size", "size")
-        elif self.target_shape is not None:
+            return "size", width, height
+        if self.target_shape is not None:
             height, width = self.target_shape
-            names = ("target_shape", "target_shape")
-        else:
-            width, height = self.width or card.width, self.height or card.height
-            names = ("width", "height")
-        for name, side in zip(names, (width, height), strict=True):
-            if side % 16 or not 16 <= side <= MAX_SIDE:
-                near = min(max(16, round(side / 16) * 16), MAX_SIDE)
-                raise InvalidRequest(name, side, f"multiples of 16 from 16 to {MAX_SIDE}; nearest {near}")
-        return width, height
+            return "target_shape", width, height
+        return None
 
-    def _frames(self, card: ModelCard, fps: int) -> int:
-        if self.seconds is not None:
-            frames = 4 * int(self.seconds * fps / 4) + 1
-            if frames > MAX_FRAMES:
-                raise InvalidRequest("seconds", self.seconds, f"at most {MAX_FRAMES} frames, {MAX_FRAMES / fps:.1f} s")
-            return frames
-        if self.num_frames is None:
-            return card.num_frames
-        if (self.num_frames - 1) % 4:
-            near = min(max(1, 4 * round((self.num_frames - 1) / 4) + 1), MAX_FRAMES)
-            raise InvalidRequest("num_frames", self.num_frames, f"4n + 1 from 1 to {MAX_FRAMES}; nearest {near}")
-        return self.num_frames
+    @staticmethod
+    def _frames(seconds: float, fps: int, card: ModelCard) -> int:
+        frames, most = card.geometry.longest(seconds * fps), BY_NAME["num_frames"].rule.high
+        if frames > most:
+            raise InvalidRequest("seconds", seconds, f"at most {most} frames, {most / fps:.1f} s")
+        return frames
+
+
+_FIELDS: dict[str, Any] = {p.name: body.field(p, required=p.name == "prompt") for p in PARAMETERS}
+VideoRequest = create_model("VideoRequest", __base__=_Body, **_FIELDS)
+VideoRequest.__doc__ = "Body of `POST /v1/videos`; what is left out takes the model's default (see `GET /v1/models`)."
+
+
+def _nearest(error: OutOfBounds, card: ModelCard) -> str:
+    rule = BY_NAME[error.field].rule
+    if isinstance(rule, Side | Frames):
+        return f"; nearest {rule.nearest(error.value, card.geometry)}"
+    return ""
 
 
 def stable_seed(owner: str, idempotency_key: str) -> int:
@@ -220,14 +173,12 @@ def from_validation(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(param, "…" if isinstance(value, dict) else value, message)
 
 
-def limits() -> dict:
-    """Bounds of the parameters for clients that draw forms."""
-    properties = VideoRequest.model_json_schema(by_alias=False)["properties"]
+def limits(card: ModelCard) -> dict:
+    """Bounds and words of the parameters, and bounds of the other fields, for clients that draw forms."""
     bounds = {}
-    for name, schema in properties.items():
+    for name, schema in JobFields.model_json_schema(by_alias=False)["properties"].items():
         rules = schema if "anyOf" not in schema else schema["anyOf"][0]
         keys = {"minimum", "maximum", "exclusiveMinimum", "maxLength", "minLength", "enum"}
         if found := {key: value for key, value in rules.items() if key in keys}:
             bounds[name] = found
-    bounds["width"]["multipleOf"] = bounds["height"]["multipleOf"] = 16
-    return bounds
+    return card.limits() | bounds

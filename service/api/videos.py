@@ -1,6 +1,7 @@
 """The routes of `/v1`."""
 
 import re
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -173,6 +174,9 @@ async def delete_video(gateway: TheGateway, caller: TheCaller, job_id: JobId):
 async def list_models(gateway: TheGateway, caller: TheCaller):
     """The served model, its defaults and the limits of every parameter."""
     model = answers.Model(
-        id=gateway.settings.model_name, created=0, defaults=gateway.card.model_dump(), limits=requests.limits()
+        id=gateway.settings.model_name,
+        created=0,
+        defaults=asdict(gateway.card.defaults),
+        limits=requests.limits(gateway.card),
     )
     return answers.ModelList(data=[model])

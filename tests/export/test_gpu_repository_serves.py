@@ -42,7 +42,7 @@ def test_ensemble_of_the_gpu_target_loads_and_answers(on_cpu, tmp_path):
     steps.set_data_from_numpy(np.array([2], np.int32))
     with TritonServer(on_cpu, run_dir=tmp_path / "run", log_path=tmp_path / "triton.log") as server:
         client = grpcclient.InferenceServerClient(server.grpc_url)
-        frames = client.infer("wan_t2v", [prompt, steps]).as_numpy("FRAMES")
+        frames = client.infer("wan", [prompt, steps]).as_numpy("FRAMES")
         client.close()
     assert frames.shape == (17, 64, 64, 3)
     assert frames.std() > 0

@@ -52,14 +52,14 @@ def test_tensors_stay_on_the_gpu_between_stages(tmp_path):
 
 def test_ensemble_maps_only_tensors_that_exist_and_is_otherwise_that_of_the_cpu(tmp_path):
     configs = _render(tmp_path, 1)
-    ensemble = configs["wan_t2v"]
+    ensemble = configs["wan"]
     for step in ensemble.ensemble_scheduling.step:
         model = configs[step.model_name]
         assert set(step.input_map) <= {tensor.name for tensor in model.input}
         assert set(step.output_map) <= {tensor.name for tensor in model.output}
         required = {tensor.name for tensor in model.input if not tensor.optional}
         assert required <= set(step.input_map)
-    cpu = read_config("wan_t2v", VALUES)
+    cpu = read_config("wan", VALUES)
     assert list(ensemble.input) == list(cpu.input)
     assert list(ensemble.output) == list(cpu.output)
 
@@ -70,7 +70,7 @@ def test_every_model_has_its_configuration_with_the_numbers_filled_in_and_its_co
         config = (tmp_path / model / "config.pbtxt").read_text()
         assert f'name: "{model}"' in config
         assert "$" not in config
-        assert (tmp_path / model / "1" / "model.py").is_file() == (model != "wan_t2v")
+        assert (tmp_path / model / "1" / "model.py").is_file() == (model != "wan")
     assert "count: 3" in (tmp_path / "denoise" / "config.pbtxt").read_text()
     assert "dims: [ 1, 512, 4096 ]" in (tmp_path / "text_encoder" / "config.pbtxt").read_text()
 

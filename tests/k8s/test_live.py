@@ -16,8 +16,10 @@ import httpx
 import pytest
 import yaml
 
+from contract import Defaults, ModelCard
+from contract.cost import CostModel
 from loadtest.fleet.scaling import ScalingPolicy, replicas_for
-from service.cost import CostModel
+from service.settings import DEFAULT_COSTS
 from tests.k8s.prometheus import Prometheus, free_port
 from tests.k8s.rendering import K8S, ROOT, container
 
@@ -136,9 +138,8 @@ def test_the_query_of_the_manifests_gives_the_replicas_of_the_formula(wan):
     """Five long jobs wait, no worker is there: a replica for each, however much longer they are."""
     jobs = [wan.submit(**LONG) for _ in range(5)]
     request = wan.status(jobs[0])
-    cost = CostModel.load().predict(
-        {"width": 512, "height": 512, "num_frames": 5, "steps": 1000, "guidance_scale": 1.0, "cache_threshold": 0.0}
-    )
+    long = Defaults(width=512, height=512, num_frames=5, steps=1000, guidance_scale=1.0, cache_threshold=0.0)
+    cost = CostModel.load(DEFAULT_COSTS).predict(vars(long), ModelCard().geometry)
     expected = 5 * min(cost / POLICY.slot_seconds, 1)
     assert expected >= 2, "the jobs are too cheap to try the formula"
     until(lambda: wan.prometheus.value(POLICY.demand_query) == pytest.approx(expected, rel=1e-3), 30)

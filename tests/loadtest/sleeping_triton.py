@@ -48,7 +48,7 @@ output [ { name: "CONTEXT" data_type: TYPE_FP32 dims: [ 4, 8 ] } ]""",
         "denoise": f"""backend: "python"
 input [ {{ name: "CONTEXT" data_type: TYPE_FP32 dims: [ 4, 8 ] }}{OPTIONAL} ]
 {OUTPUTS}""",
-        "wan_t2v": f"""platform: "ensemble"
+        "wan": f"""platform: "ensemble"
 input [ {{ name: "PROMPT" data_type: TYPE_STRING dims: [ 1 ] }}{OPTIONAL} ]
 {OUTPUTS}
 ensemble_scheduling {{ step [
@@ -64,7 +64,7 @@ ensemble_scheduling {{ step [
     for name, config in configs.items():
         folder = root / name / "1"
         folder.mkdir(parents=True)
-        kind = "" if name == "wan_t2v" else "\ninstance_group [ { kind: KIND_CPU count: 1 } ]"
+        kind = "" if name == "wan" else "\ninstance_group [ { kind: KIND_CPU count: 1 } ]"
         (root / name / "config.pbtxt").write_text(f'name: "{name}"\nmax_batch_size: 0\n{config}{kind}\n')
         if name in bodies:
             code = STAGE.replace("{body}", bodies[name].format(encode=encode, step=step))

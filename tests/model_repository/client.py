@@ -30,7 +30,7 @@ def tensors(**values) -> list[grpcclient.InferInput]:
 def generate(url: str, *, request_id: str = "", parameters: dict | None = None, **values) -> tuple[np.ndarray, dict]:
     """Frames uint8 [T, H, W, 3] and INFO of one request."""
     with grpcclient.InferenceServerClient(url) as client:
-        answer = client.infer("wan_t2v", tensors(**values), request_id=request_id, parameters=parameters)
+        answer = client.infer("wan", tensors(**values), request_id=request_id, parameters=parameters)
         return answer.as_numpy("FRAMES"), json.loads(answer.as_numpy("INFO")[0])
 
 

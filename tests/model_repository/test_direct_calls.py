@@ -132,7 +132,7 @@ def test_the_decoder_stops_when_its_caller_no_longer_waits(triton):
 def test_an_ensemble_whose_caller_no_longer_waits_gives_its_slot_back(triton):
     tensors = {"PROMPT": "x", **{k.upper(): np.array([v], np.int32) for k, v in LONG.items()}}
     with pytest.raises(InferenceServerException, match="Deadline"):
-        call(triton, "wan_t2v", tensors, seconds=2)
+        call(triton, "wan", tensors, seconds=2)
     check_given_up(triton)
 
 

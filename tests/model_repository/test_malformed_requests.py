@@ -22,7 +22,7 @@ def _refused(module, client, case) -> str:
         tensor.set_data_from_numpy(array)
         inputs.append(tensor)
     with pytest.raises(InferenceServerException) as caught:
-        client.infer("wan_t2v", inputs, request_id=case.request_id)
+        client.infer("wan", inputs, request_id=case.request_id)
     assert str(caught.value.status()) in ("400", "StatusCode.INVALID_ARGUMENT"), (case.what, caught.value)
     return caught.value.message()
 
@@ -61,7 +61,7 @@ def test_every_malformed_http_request_gets_an_error_that_names_the_tensor_and_a_
     "content", [b"\x01", b"\x64\0\0\0abc", b"", b"\x01\0\0\0azz", b"\x01\0\0\0a\x01\0\0\0a", b"\xff\xff\xff\xffa"]
 )
 def test_a_string_tensor_with_a_damaged_length_is_refused(triton, content):
-    request = service_pb2.ModelInferRequest(model_name="wan_t2v")
+    request = service_pb2.ModelInferRequest(model_name="wan")
     tensor = request.inputs.add()
     tensor.name, tensor.datatype = "PROMPT", "BYTES"
     tensor.shape.append(1)
@@ -81,7 +81,7 @@ def test_a_string_tensor_with_a_damaged_length_is_refused(triton, content):
     ],
 )
 def test_damaged_json_is_refused(triton, body):
-    request = urllib.request.Request(f"{triton.http_url}/v2/models/wan_t2v/infer", data=body)
+    request = urllib.request.Request(f"{triton.http_url}/v2/models/wan/infer", data=body)
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request, timeout=20)
     assert json.loads(caught.value.read())["error"]
@@ -93,7 +93,7 @@ def test_a_good_request_over_http_json_returns_the_video_of_grpc(triton):
     }
     inputs = [{"name": name, "shape": [1], "datatype": kind, "data": [value]} for name, (kind, value) in values.items()]
     request = urllib.request.Request(
-        f"{triton.http_url}/v2/models/wan_t2v/infer", data=json.dumps({"inputs": inputs}).encode()
+        f"{triton.http_url}/v2/models/wan/infer", data=json.dumps({"inputs": inputs}).encode()
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
         outputs = {output["name"]: output for output in json.load(answer)["outputs"]}

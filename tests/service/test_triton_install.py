@@ -46,8 +46,8 @@ def test_too_little_shared_memory_says_how_much_is_needed_and_where_to_set_it():
 
 
 def test_the_memory_needed_grows_with_the_video():
-    small = triton_install.required_shm({"defaults": {"width": 64, "height": 64, "num_frames": 17}})
-    large = triton_install.required_shm({"defaults": {"width": 1280, "height": 720, "num_frames": 81}})
+    small = triton_install.required_shm({"card": {"defaults": {"width": 64, "height": 64, "num_frames": 17}}})
+    large = triton_install.required_shm({"card": {"defaults": {"width": 1280, "height": 720, "num_frames": 81}}})
     assert large - small == 2 * 3 * (1280 * 720 * 81 - 64 * 64 * 17)
 
 

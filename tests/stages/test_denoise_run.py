@@ -3,18 +3,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from wan.request import GenerationRequest
 
-from stages.denoise_run import DenoiseRun, Intervals, NotFinite, fingerprint
+from contract import Defaults, ModelCard
+from contract.parameters import guided_steps
+from stages.denoise_run import DenoiseRun, Intervals, NotFinite
 from stages.metrics import DenoiseMetrics
 from stages.rundir import CheckpointRefused, RunDirectory
 from tests.stages.recording_metrics import RecordingBackend
-from wan.config import Defaults
-from wan.denoise import Progress
+from wan.denoise import Progress, Step
 from wan.errors import Cancelled
 from wan.samplers import SamplerState
 
-REQUEST = GenerationRequest.create(Defaults(width=64, height=64, num_frames=5, steps=10), "a red circle", seed=3)
+CARD = ModelCard(defaults=Defaults(width=64, height=64, num_frames=5, steps=10))
+REQUEST = CARD.request(prompt="a red circle", seed=3)
 ALWAYS, NEVER = Intervals(1e-9, 1e-9), Intervals(1e9, 1e9)
 
 
@@ -25,7 +26,9 @@ def progress(step: int, computed: bool = True, resumable: bool = True, seconds: 
 
 def run(directory, intervals=ALWAYS, request=REQUEST, backend=None, plan=(True,) * 10, **options) -> DenoiseRun:
     metrics = DenoiseMetrics(backend or RecordingBackend(), "0_0")
-    return DenoiseRun(request, plan, "model", directory, intervals, metrics, **options)
+    guided = guided_steps(request.steps, request.guidance_scale, request.guidance_end)
+    steps = tuple(Step(0, computed, 2 if i < guided else 1) for i, computed in enumerate(plan))
+    return DenoiseRun(request, steps, "model", directory, intervals, metrics, **options)
 
 
 def eta(directory) -> float | None:
@@ -113,9 +116,6 @@ def test_a_checkpoint_of_a_request_that_differs_is_refused(directory, change):
     with pytest.raises(CheckpointRefused):
         run(directory, request=replace(REQUEST, **change)).resume_point()
 
-
-def test_the_fingerprint_names_the_model():
-    assert fingerprint(REQUEST, "one") != fingerprint(REQUEST, "other")
 
 
 def test_a_cancel_stops_after_the_step_and_saves_it_whatever_the_interval(directory):

@@ -2,12 +2,11 @@
 
 import contextlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
-from wan.request import GenerationRequest
 
 from stages import denoise_stage
 from stages.artifacts import Artifacts
@@ -39,8 +38,8 @@ def stage(repository, tmp_path):
 def ask(checkpoint):
     """INFO of a short request to a stage, some of whose REQUEST may be replaced."""
     opened = Checkpoint.open(checkpoint)
-    defaults = replace(opened.defaults, width=32, height=32, num_frames=5, steps=3)
-    generation = GenerationRequest.create(defaults, "a cat", seed=1, cache_threshold=0.0)
+    small = {"width": 32, "height": 32, "num_frames": 5, "steps": 3}
+    generation = opened.card.request(prompt="a cat", seed=1, cache_threshold=0.0, **small)
     context = np.zeros((1, 512, opened.dit_config().text_dim), np.float32)
     tensors = {
         "CONTEXT": context,
@@ -79,7 +78,7 @@ def test_a_run_continues_only_with_the_same_arithmetic(stage, ask):
 
 def test_every_size_to_warm_runs_with_and_without_guidance(stage, monkeypatch):
     ran = []
-    monkeypatch.setattr("stages.denoise_stage.denoise", lambda dit, *a, **k: ran.append(a[2]))
+    monkeypatch.setattr("wan.denoise.Denoiser.run", lambda self, conditioning, request: ran.append(request))
     stage(warm_sizes=((32, 32, 5), (48, 32, 1)))
     assert {(r.width, r.height, r.num_frames, r.guidance_scale == 1) for r in ran} == {
         (32, 32, 5, False), (32, 32, 5, True), (48, 32, 1, False), (48, 32, 1, True),

@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
 
+from contract import Defaults, ModelCard
 from stages import inputs
 from tests.stages.requests import Request, text
-from wan.config import Defaults
 from wan.errors import InvalidRequest
 
-DEFAULTS = Defaults(width=64, height=64, num_frames=17, steps=20, negative_prompt="blurred")
+CARD = ModelCard(defaults=Defaults(width=64, height=64, num_frames=17, steps=20, negative_prompt="blurred"))
 
 
 def test_a_request_takes_what_is_given_and_the_defaults_for_the_rest():
     tensors = {"PROMPT": text("红色"), "WIDTH": np.array([96], np.int32), "FLOW_SHIFT": np.array([2.5], np.float32)}
-    request, drawn = inputs.generation_request(Request(tensors), DEFAULTS)
+    request, drawn = inputs.generation_request(Request(tensors), CARD)
     assert (request.prompt, request.negative_prompt, request.width, request.height) == ("红色", "blurred", 96, 64)
     assert request.flow_shift == 2.5
     assert drawn
@@ -19,7 +19,7 @@ def test_a_request_takes_what_is_given_and_the_defaults_for_the_rest():
 
 def test_a_given_seed_is_not_drawn():
     tensors = {"PROMPT": text("x"), "SEED": np.array([2**63 - 1], np.int64)}
-    request, drawn = inputs.generation_request(Request(tensors), DEFAULTS)
+    request, drawn = inputs.generation_request(Request(tensors), CARD)
     assert request.seed == 2**63 - 1
     assert not drawn
 
@@ -50,12 +50,12 @@ def test_a_given_seed_is_not_drawn():
 )
 def test_a_bad_tensor_is_named_with_its_value_and_what_is_allowed(tensors, message):
     with pytest.raises(InvalidRequest, match=message):
-        inputs.generation_request(Request(tensors), DEFAULTS)
+        inputs.generation_request(Request(tensors), CARD)
 
 
 def test_a_32_bit_number_means_the_decimal_that_was_written():
     tensors = {"PROMPT": text("x"), "GUIDANCE_END": np.array([0.1], np.float32), "CACHE": text("magcache")}
-    request, _ = inputs.generation_request(Request(tensors), DEFAULTS)
+    request, _ = inputs.generation_request(Request(tensors), CARD)
     assert (request.guidance_end, request.cache) == (0.1, "magcache")
 
 

@@ -1,15 +1,12 @@
 from dataclasses import replace
 
 import pytest
-from wan.request import GenerationRequest
 
+from contract import Defaults, Geometry, InvalidRequest, ModelCard
 from stages.limits import Limits
-from wan.config import Defaults
-from wan.errors import InvalidRequest
 
-REQUEST = GenerationRequest.create(
-    Defaults(width=64, height=64, num_frames=17, steps=20), "x", seed=0, cache_threshold=0.0
-)
+CARD = ModelCard(defaults=Defaults(width=64, height=64, num_frames=17, steps=20))
+REQUEST = CARD.request(prompt="x", seed=0, cache_threshold=0.0)
 GIB = 1 << 30
 
 
@@ -49,4 +46,4 @@ def test_latents_of_every_video_that_may_be_asked_for_are_allowed():
     for width, height, frames in ((16, 16, 1), (2048, 2048, 81), (1280, 720, 257), (16, 2048, 257)):
         request = replace(REQUEST, width=width, height=height, num_frames=frames)
         Limits(GIB).check(request)
-        Limits(GIB).check_latents(request.latent_shape(16))
+        Limits(GIB).check_latents(Geometry().latent_shape(width, height, frames))

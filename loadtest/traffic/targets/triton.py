@@ -5,36 +5,16 @@ import json
 from urllib.parse import urlsplit
 
 import aiohttp
-import numpy as np
 import tritonclient.grpc as grpc_types
 import tritonclient.grpc.aio as grpc_client
 import tritonclient.http as http_types
 import tritonclient.http.aio as http_client
 from tritonclient.utils import InferenceServerException
 
+from contract.tensors import infer_inputs
 from loadtest.base.inputs import TargetUnavailable
 from loadtest.traffic.profile import Order, Target
 from loadtest.traffic.record import COMPUTE, Clock, Record
-
-DTYPES = {"object": "BYTES", "int32": "INT32", "int64": "INT64", "float32": "FP32"}
-
-
-def tensors_of(order: Order) -> dict[str, np.ndarray]:
-    """The ensemble's inputs for an order; optional ones that the shape leaves out are left out."""
-    shape = order.shape
-    given = {
-        "WIDTH": (shape.width, np.int32),
-        "HEIGHT": (shape.height, np.int32),
-        "NUM_FRAMES": (shape.num_frames, np.int32),
-        "STEPS": (shape.steps, np.int32),
-        "GUIDANCE_SCALE": (shape.guidance_scale, np.float32),
-        "GUIDANCE_END": (shape.guidance_end, np.float32),
-        "CACHE": (shape.cache and shape.cache.encode(), object),
-        "CACHE_THRESHOLD": (shape.cache_threshold, np.float32),
-        "SEED": (order.seed, np.int64),
-    }
-    tensors = {name: np.array([value], dtype) for name, (value, dtype) in given.items() if value is not None}
-    return {"PROMPT": np.array([order.prompt.encode()], object), **tensors}
 
 
 class TritonSender:
@@ -53,11 +33,7 @@ class TritonSender:
             raise TargetUnavailable(f"{self.target.url} does not answer: {error}") from error
 
     async def send(self, order: Order, record: Record, clock: Clock) -> None:
-        inputs = []
-        for name, array in tensors_of(order).items():
-            tensor = self.types.InferInput(name, array.shape, DTYPES[array.dtype.name])
-            tensor.set_data_from_numpy(array)
-            inputs.append(tensor)
+        inputs = infer_inputs(self.types, order.request)
         try:
             answer = await self.client.infer(self.target.model, inputs)
             record.finished = clock()

@@ -114,21 +114,14 @@ class VideosSender:
 
 
 def body_of(order: Order) -> dict:
-    """The JSON of POST /v1/videos for an order; fields that the shape leaves out are left out here too."""
-    shape = order.shape
-    body = {
-        "prompt": order.prompt,
-        "seed": order.seed,
-        "num_frames": shape.num_frames,
-        "num_inference_steps": shape.steps,
-        "guidance_scale": shape.guidance_scale,
-        "guidance_end": shape.guidance_end,
-        "cache": shape.cache,
-        "cache_threshold": shape.cache_threshold,
-        "priority": shape.priority,
-        "size": f"{shape.width}x{shape.height}" if shape.width else None,
-    }
-    return {name: value for name, value in body.items() if value is not None}
+    """The JSON of POST /v1/videos for an order, in the words that other servers of this API know as well."""
+    body = order.request
+    if "width" in body:
+        body["size"] = f"{body.pop('width')}x{body.pop('height')}"
+    if "steps" in body:
+        body["num_inference_steps"] = body.pop("steps")
+    priority = order.shape.priority
+    return body | ({} if priority is None else {"priority": priority})
 
 
 def stages_of(job: dict, record: Record) -> dict[str, float]:

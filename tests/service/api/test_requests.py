@@ -1,18 +1,15 @@
-"""The bounds of the API are those of the model, whatever name a parameter has."""
-
-from dataclasses import fields
+"""The bounds of the API are those of the declaration, whatever name a parameter has."""
 
 import pytest
-from wan.request import CACHES, LIMITS, MAX_PROMPT_CHARACTERS, GenerationRequest
 
+from contract import PARAMETERS, Defaults, ModelCard
+from contract.parameters import CACHES, SAMPLERS
+from contract.tensors import arrays
 from service.api import requests
 from service.errors import InvalidRequest
-from service.settings import ModelCard
-from service.triton import INPUTS
-from stages.inputs import PARAMETERS
-from wan.samplers import SAMPLERS
+from wan import samplers
 
-CARD = ModelCard(width=64, height=64, num_frames=17, steps=20, fps=16)
+CARD = ModelCard(defaults=Defaults(width=64, height=64, num_frames=17, steps=20, fps=16))
 
 
 def resolve(**values):
@@ -20,20 +17,18 @@ def resolve(**values):
 
 
 def test_the_bounds_are_the_models():
-    published = requests.limits()
-    sent = {key for key, _, _ in INPUTS.values()}
-    assert {"width", "height", "num_frames", "steps", "seed"} <= sent
-    for name in sent & set(LIMITS):
-        limit = LIMITS[name]
-        assert (published[name]["minimum"], published[name]["maximum"]) == (limit.low, limit.high), name
-    assert published["prompt"]["maxLength"] == MAX_PROMPT_CHARACTERS
-    assert set(published["sampler"]["enum"]) == set(SAMPLERS)
+    published, schema = requests.limits(CARD), requests.VideoRequest.model_json_schema(by_alias=False)["properties"]
+    for parameter in PARAMETERS:
+        bounds = parameter.rule.schema(CARD.geometry)
+        assert bounds.items() <= published[parameter.name].items()
+        assert parameter.name in schema
+    assert set(published["sampler"]["enum"]) == set(SAMPLERS) == set(samplers.SAMPLERS)
     assert set(published["cache"]["enum"]) == set(CACHES)
 
 
 def test_every_parameter_of_the_model_reaches_triton():
-    assert {key for key, _, _ in INPUTS.values()} == {field.name for field in fields(GenerationRequest)}
-    assert INPUTS.keys() == PARAMETERS.keys()
+    sent = arrays(resolve())
+    assert set(sent) == {p.tensor_name for p in PARAMETERS if p.tensor}
 
 
 def test_what_is_left_out_takes_the_models_default():

@@ -78,9 +78,9 @@ def test_perf_analyzer_agrees_with_us_and_measures_each_stage_past_its_cache(pro
         run = profile(target=target(triton, "triton-grpc"), mix=MIX, limits={"requests": 12, "seconds": 30})
         found = perf_analyzer.measure_all(run, tmp_path, allow_remote=False)
     by_model = {measured.model: measured for measured in found if measured.tool == "perf_analyzer"}
-    assert set(by_model) == {"wan_t2v", "text_encoder", "denoise"}
+    assert set(by_model) == {"wan", "text_encoder", "denoise"}
     assert all(measured.requests == 12 for measured in found)
-    assert abs(perf_analyzer.disagreement(found, "wan_t2v")) < 0.05
-    steps = [item["STEPS"]["content"][0] for item in json.loads((tmp_path / "wan_t2v.input.json").read_text())["data"]]
+    assert abs(perf_analyzer.disagreement(found, "wan")) < 0.05
+    steps = [item["STEPS"]["content"][0] for item in json.loads((tmp_path / "wan.input.json").read_text())["data"]]
     assert by_model["text_encoder"].mean == pytest.approx(0.02, abs=0.01)
     assert by_model["denoise"].mean == pytest.approx(0.03 * sum(steps) / 12, abs=0.015)
