@@ -130,8 +130,12 @@ def choose(name: str, device: torch.device) -> Backend:
     return BACKENDS[name]
 
 
-def use(dit: torch.nn.Module, backend: Backend) -> None:
-    """Let every block of `dit` attend with `backend`: itself, and, if that loses nothing, to the text."""
+def use(dit: torch.nn.Module, backend: Backend) -> Backend:
+    """Let every block of `dit` attend with `backend`: itself, and, if that loses nothing, to the text.
+
+    Returns the backend for the text.
+    """
     for_text = backend if backend.lossless else choose("auto", dit.device)
     for block in dit.blocks:
         block.self_attn.attend, block.cross_attn.attend = backend.function, for_text.function
+    return for_text
