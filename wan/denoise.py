@@ -71,9 +71,8 @@ def batch_branches(dit: WanDiT, tokens: int) -> bool:
     """Whether both guidance branches go through the model as one batch: if they are small and their memory is there."""
     if 2 * tokens > MAX_BATCHED_TOKENS:
         return False
-    width = (
-        dit.config.ffn_dim + 8 * dit.config.dim
-    )  # the widest moment: residual, norm and the hidden feed-forward layer
+    # the widest moment: residual, norm and the hidden feed-forward layer
+    width = dit.config.ffn_dim + 8 * dit.config.dim
     return 2 * tokens * width * 4 <= MAX_MEMORY_SHARE * free_bytes(dit.device)
 
 
