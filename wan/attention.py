@@ -1,8 +1,8 @@
 """Scaled dot-product attention with named backends, chosen by what the machine has.
 
-Every backend computes softmax(q kᵀ / sqrt(D) + bias) v for q [B, S, H, D] and k, v [B, L, H, D], with a bias that
-broadcasts to [B, H, S, L], and returns [B, S, H * D]. The 8-bit ones round q, k (and v) and are for self-attention;
-where a bias is given they leave the work to `sdpa`.
+Every lossless backend computes softmax(q kᵀ / sqrt(D) + bias) v for q [B, S, H, D] and k, v [B, L, H, D], with a
+bias that broadcasts to [B, H, S, L], and returns [B, S, H * D]. The lossy ones round q, k (and v), take no bias and
+are for self-attention alone: `use` gives cross-attention, where few keys carry the whole text, a lossless one.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch import Tensor
 from wan import int8_attention, onednn
 from wan.errors import InvalidRequest
 
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Attention = Callable[..., Tensor]  # (q, k, v), lossless ones also (q, k, v, bias)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -44,32 +44,25 @@ def flash3(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     return (out[0] if isinstance(out, tuple) else out).flatten(2)
 
 
-def sage(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+def sage(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """SageAttention (Zhang et al. 2024): INT8 queries and keys, FP8 or FP16 values."""
-    if bias is not None:
-        return sdpa(q, k, v, bias)
     from sageattention import sageattn
 
     return sageattn(q, k, v, tensor_layout="NHD").flatten(2)
 
 
-def int8(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Our own kernel: INT8 queries and keys, probabilities and values as they come."""
-    return sdpa(q, k, v, bias) if bias is not None else _eight_bit(q, k, v)
-
-
-def int8_fp8(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Our own kernel: INT8 queries and keys, FP8 probabilities and values."""
-    return sdpa(q, k, v, bias) if bias is not None else _eight_bit(q, k, v, fp8_values=True)
-
-
-def _eight_bit(q: Tensor, k: Tensor, v: Tensor, fp8_values: bool = False) -> Tensor:
-    """The kernel on a GPU, its reference elsewhere."""
+def int8(q: Tensor, k: Tensor, v: Tensor, fp8_values: bool = False) -> Tensor:
+    """Our own: INT8 queries and keys, probabilities and values as they come; the kernel on a GPU, its reference else."""
     if not q.is_cuda:
         return int8_attention.reference(q, k, v, fp8_values)
     from wan.attention_kernels.int8 import forward
 
     return forward(q, k, v, fp8_values)
+
+
+def int8_fp8(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`int8` with FP8 probabilities and values."""
+    return int8(q, k, v, fp8_values=True)
 
 
 def _capability(device: torch.device) -> tuple[int, int]:
@@ -95,7 +88,10 @@ def _int8_missing(device: torch.device, least: tuple[int, int]) -> str | None:
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to compute attention. `missing(device)` says why it does not run there; None if it does."""
+    """A way to compute attention. `missing(device)` says why it does not run there; None if it does.
+
+    A lossless `function` takes (q, k, v, bias or None), a lossy one (q, k, v).
+    """
 
     name: str
     function: Attention
@@ -134,7 +130,12 @@ def choose(name: str, device: torch.device) -> Backend:
     return BACKENDS[name]
 
 
-def use(dit: torch.nn.Module, backend: Backend) -> None:
-    """Let every block of `dit` attend with `backend`."""
+def use(dit: torch.nn.Module, backend: Backend) -> Backend:
+    """Let every block of `dit` attend with `backend`: itself, and, if that loses nothing, to the text.
+
+    Returns the backend for the text.
+    """
+    for_text = backend if backend.lossless else choose("auto", dit.device)
     for block in dit.blocks:
-        block.self_attn.attend = block.cross_attn.attend = backend.function
+        block.self_attn.attend, block.cross_attn.attend = backend.function, for_text.function
+    return for_text

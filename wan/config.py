@@ -27,8 +27,8 @@ class DiTConfig:
     num_layers: int
     num_heads: int
     ffn_dim: int
-    in_channels: int = 16
-    out_channels: int = 16
+    in_channels: int = 16  # of the patch embedding: the latents and what they are conditioned on
+    out_channels: int = 16  # of the latents: noise, solver state, preview and VAE have as many
     text_dim: int = 4096
     freq_dim: int = 256
     text_len: int = 512

@@ -1,5 +1,6 @@
-"""8-bit self-attention: INT8 queries and keys, values as they come or FP8. The quantisation, and a
-reference of the arithmetic that runs anywhere; the kernel for GPUs is in `wan.attention_kernels.int8`.
+"""8-bit self-attention: INT8 queries and keys, values as they come or FP8; the quantisation and a reference in PyTorch.
+
+`wan.attention_kernels.int8` is the kernel of the same arithmetic, `wan.attention` chooses between the two.
 
 After SageAttention (Zhang et al., arXiv:2410.02367): the mean key is taken off first, which shifts all scores of a
 query alike and so changes no probability, but removes the outliers that would waste the eight bits. Scales are per

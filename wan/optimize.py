@@ -70,13 +70,14 @@ def optimize(dit: WanDiT, options: Options = Options()) -> dict:
         fp8.swap_linears(dit, block_linears(dit))
     if linear != "dense" and not onednn.missing(dit.device):
         use_onednn(dit)  # beside FP8: the layers that stay in full precision
-    attention.use(dit, backend)
+    for_text = attention.use(dit, backend)
     if options.compile:
         compile.compile_blocks(dit)
     if any(isinstance(layer, fp8.Fp8Linear) for layer in dit.modules()):
         linear = "fp8"  # also where the checkpoint came with such layers
     dtype = str(dit.dtype).removeprefix("torch.")
-    dit.engine = {"linear": linear, "attention": backend.name, "compiled": options.compile, "dtype": dtype}
+    names = {"linear": linear, "attention": backend.name, "text_attention": for_text.name}
+    dit.engine = names | {"compiled": options.compile, "dtype": dtype}
     return dit.engine
 
 

@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from contract import Defaults, Geometry, ModelCard
 from export.preview_projection import fit_projection
+from stages.artifacts import Artifacts
 from stages.preview import PreviewProjection
 from wan.checkpoint import Checkpoint
 
@@ -15,8 +19,8 @@ def vae(checkpoint):
 
 @pytest.fixture(scope="module")
 def projection(vae):
-    strides = {"temporal_stride": vae.config.temporal_stride}
-    return PreviewProjection.from_manifest({"preview": fit_projection(vae), "vae": strides, "defaults": {"fps": 16}})
+    card = ModelCard(geometry=Geometry(temporal_stride=vae.config.temporal_stride), defaults=Defaults(fps=16))
+    return PreviewProjection.of(Artifacts({"preview": fit_projection(vae), "card": card.to_dict()}, Path()))
 
 
 def test_the_preview_of_an_encoded_picture_is_as_bright_as_the_picture(checkpoint, vae, projection):

@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
+from contract import Geometry
 from export.tensorrt.sizes import Sizes, vae_profiles
 from export.tensorrt.vae_cache import decoder_slots
 from stages import trt_runtime
@@ -51,9 +52,8 @@ def runtime(vae, repository):
         f"vae_decoder/{plan}": {"profiles": [asdict(p) for p in vae_profiles(SIZES, vae.config, slots, first)]}
         for plan, first in ((FIRST_PLAN, True), (NEXT_PLAN, False))
     }
-    described = {"spatial_stride": vae.config.spatial_stride, "temporal_stride": vae.config.temporal_stride}
-    described |= {"cache": [[slot.channels, slot.frames, slot.scale] for slot in slots]}
-    return TrtVae(engines, {"plans": plans, "vae": described}, torch.device("cpu"), cache_dtype=torch.float32)
+    described = {"cache": [[slot.channels, slot.frames, slot.scale] for slot in slots]}
+    return TrtVae(engines, {"plans": plans, "vae": described}, Geometry(), torch.device("cpu"), cache_dtype=torch.float32)
 
 
 def _latents(vae, frames: int, height: int, width: int) -> torch.Tensor:

@@ -15,16 +15,19 @@ def relative_error(ours: Tensor, reference: Tensor) -> float:
     return ((ours - reference).abs().max() / reference.abs().max()).item()
 
 
-def dit_pair(heads: int, head_dim: int, layers: int, ffn_dim: int, text_dim: int, seed: int):
+def dit_pair(heads: int, head_dim: int, layers: int, ffn_dim: int, text_dim: int, seed: int, in_channels: int = 16):
     """A diffusers DiT with random weights and ours with the same."""
     torch.manual_seed(seed)
     reference = WanTransformer3DModel(
         num_attention_heads=heads, attention_head_dim=head_dim, num_layers=layers, ffn_dim=ffn_dim, text_dim=text_dim,
-        freq_dim=256, in_channels=16, out_channels=16, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
+        freq_dim=256, in_channels=in_channels, out_channels=16, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
     ).eval()  # fmt: skip
     for parameter in reference.parameters():
         torch.nn.init.normal_(parameter, std=0.08)
-    config = DiTConfig(dim=heads * head_dim, num_layers=layers, num_heads=heads, ffn_dim=ffn_dim, text_dim=text_dim)
+    config = DiTConfig(
+        dim=heads * head_dim, num_layers=layers, num_heads=heads, ffn_dim=ffn_dim, text_dim=text_dim,
+        in_channels=in_channels,
+    )  # fmt: skip
     ours = WanDiT(config).eval()
     ours.load_state_dict({dit_from_diffusers(k): v for k, v in reference.state_dict().items()})
     return reference, ours

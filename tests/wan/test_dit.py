@@ -28,6 +28,39 @@ def test_forward_equals_diffusers(heads, head_dim, layers, ffn_dim, text_dim, sh
 
 
 @torch.no_grad()
+def test_a_model_takes_more_channels_than_it_predicts():
+    reference, ours = dit_pair(2, 48, 1, 128, 32, seed=0, in_channels=36)
+    inputs = torch.randn(1, 36, 2, 4, 6), torch.tensor([500.0]), torch.randn(1, 512, 32)
+    velocity = ours(*inputs)
+    assert velocity.shape == (1, 16, 2, 4, 6)
+    assert relative_error(velocity, reference(*inputs, return_dict=False)[0]) < 1e-4
+    with pytest.raises(InvalidRequest, match=r"latents shape is \(1, 16, 2, 4, 6\); allowed: \[B, 36, T, h, w\]"):
+        ours(torch.zeros(1, 16, 2, 4, 6), *inputs[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_folded_padding_weighs_as_much_as_all_of_its_rows(dtype):
+    dit = WanDiT(DiTConfig(dim=96, num_layers=1, num_heads=2, ffn_dim=64, text_dim=32)).to(dtype)
+    context = torch.ones(501, 512, 32)
+    for length, row in enumerate(context):
+        row[length:] = 0
+    bias = dit.conditioning(context[:501:20]).sources[0][0].bias
+    weights = bias.double().exp().sum(dim=-1)
+    assert bias.shape[-1] < 512
+    assert (weights / 512 - 1).abs().max() < (1e-6 if dtype == torch.float32 else 3e-4)
+
+
+@torch.no_grad()
+def test_each_source_of_cross_attention_has_a_softmax_of_its_own():
+    _, dit = dit_pair(2, 48, 1, 128, 32, seed=0)
+    attention, x = dit.blocks[0].cross_attn, torch.randn(1, 6, 96)
+    one, other = (attention.text(torch.randn(1, length, 96), None) for length in (9, 4))
+    together = attention(x, (one, other)) + attention.o.bias
+    torch.testing.assert_close(together, attention(x, (one,)) + attention(x, (other,)), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_each_sample_of_a_batch_is_independent_of_the_others():
     _, dit = dit_pair(2, 48, 2, 128, 32, seed=0)
     latents, timestep, context = torch.randn(2, 16, 2, 4, 4), torch.tensor([500.0, 20.0]), torch.randn(2, 512, 32)
