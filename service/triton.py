@@ -1,6 +1,7 @@
 """The seam between the service and Triton: is it ready, how many denoise slots, generate."""
 
 import json
+import re
 from typing import Protocol
 
 import grpc
@@ -28,6 +29,10 @@ INPUTS = {
     "CACHE_THRESHOLD": ("cache_threshold", "FP32", np.float32),
     "GUIDANCE_END": ("guidance_end", "FP32", np.float32),
 }
+# How an error begins about what the stages pass among themselves: the stage before it is at fault, never the caller.
+BETWEEN_STAGES = re.compile(
+    r"(in ensemble '\w+', )?(REQUEST|DENOISE_INFO|LATENTS|(NEGATIVE_)?(CONTEXT|IDS|MASK|TIMING)) is "
+)
 
 
 class Generator(Protocol):
@@ -99,6 +104,7 @@ def _translated(error: InferenceServerException) -> Exception:
     status = str(error.status())
     if "CANCELLED" in status:
         return GenerationCancelled(message)
-    if "INVALID_ARGUMENT" in status and "checkpoint.safetensors" not in message:
+    ours = "checkpoint.safetensors" in message or BETWEEN_STAGES.match(message)
+    if "INVALID_ARGUMENT" in status and not ours:
         return GenerationRejected(message)
     return GenerationFailed(f"{message} ({status.removeprefix('StatusCode.')})")

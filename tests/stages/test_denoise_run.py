@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stages.denoise_run import DenoiseRun, Intervals, NotFinite, fingerprint
+from stages.denoise_run import DenoiseRun, Intervals, fingerprint
+from stages.device import NotFinite
 from stages.metrics import DenoiseMetrics
 from stages.rundir import CheckpointRefused, RunDirectory
 from tests.stages.recording_metrics import RecordingBackend
