@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from typing import Protocol
 
 import grpc
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 UNHEALTHY = "is not healthy"  # Triton's words for a Python stage that hangs; it says so to every later request too
 CHECKPOINT = "checkpoint.safetensors"  # the stage names the file in its message
 TRANSPORT = ("UNAVAILABLE", "UNKNOWN")  # set by gRPC when the connection breaks; stages and Triton use others
+# How an error begins about what the stages pass among themselves: the stage before it is at fault, never the caller.
+BETWEEN_STAGES = re.compile(
+    r"(in ensemble '\w+', )?(REQUEST|DENOISE_INFO|LATENTS|(NEGATIVE_)?(CONTEXT|IDS|MASK|TIMING)) is "
+)
 
 
 class Generator(Protocol):
@@ -99,6 +104,6 @@ def _translated(error: InferenceServerException) -> Exception:
         return CheckpointRefused(f"{message} ({status})")
     if UNHEALTHY in message:
         return StageHung(f"{message} ({status})")
-    if status == "INVALID_ARGUMENT":
+    if status == "INVALID_ARGUMENT" and not BETWEEN_STAGES.match(message):
         return GenerationRejected(message)
     return GenerationFailed(f"{message} ({status})")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from contract.parameters import GenerationRequest
+from stages.device import NotFinite
 from stages.metrics import DenoiseMetrics
 from stages.preview import PreviewProjection
 from stages.rundir import CheckpointDamaged, RunDirectory, StepCheckpoint
@@ -20,10 +21,6 @@ CHECKPOINT_SHARE = 0.01  # of the loop's time; where writing takes more, checkpo
 LONGEST_PAUSE = 4  # but at least every so many intervals
 RECENT_STEPS = 5  # of a kind; their mean follows a machine that others slow down
 logger = logging.getLogger(__name__)
-
-
-class NotFinite(Exception):
-    """The arithmetic broke down: a sick device, or a number type that the weights overflow. No request is to blame."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ from stages.inputs import array
 from wan.errors import InvalidRequest
 
 
+class NotFinite(Exception):
+    """The arithmetic broke down: a sick device, or a number type that the weights overflow. No request is to blame."""
+
+
 def on_device(device: torch.device) -> contextlib.AbstractContextManager:
     """Makes `device` the current one, where TensorRT and kernels that know no tensors' device launch; nothing on a CPU.
 

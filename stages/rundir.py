@@ -100,7 +100,8 @@ class RunDirectory:
         return self.path / "checkpoint.safetensors"
 
     def cancelled(self) -> bool:
-        return (self.path / "cancel").exists()
+        """Asked to stop, or nobody's any more: a worker that gave the request up may remove its directory at once."""
+        return (self.path / "cancel").exists() or not self.path.exists()
 
     def write_progress(self, progress: dict) -> None:
         self.replace("progress.json", lambda path: path.write_text(json.dumps(progress)))

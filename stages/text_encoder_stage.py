@@ -5,6 +5,7 @@ import time
 import numpy as np
 
 from stages.artifacts import Artifacts
+from stages.device import NotFinite
 from stages.inputs import array
 from stages.metrics import StageMetrics
 from stages.settings import StageSettings, threads
@@ -37,8 +38,12 @@ class TextEncoderStage:
         ids, mask = array(request, "IDS", "INT32", dims), array(request, "MASK", "INT32", dims)
         if not np.array_equal(mask, np.sort(mask != 0)[:, ::-1]):
             raise InvalidRequest("MASK", mask.tolist(), "ones, and zeros after them")
+        if ids.min() < 0:
+            raise InvalidRequest("IDS", int(ids.min()), "token ids, which begin at 0")
         began = time.monotonic()
         context = self._encode(ids, mask)
+        if not np.isfinite(context).all():
+            raise NotFinite("the embedding is NaN or infinite")
         seconds = time.monotonic() - began
         self._metrics.finished(seconds)
         return {"CONTEXT": context, "TIMING": np.array([began + seconds, seconds])}

@@ -108,7 +108,7 @@ LONG = {"width": 128, "height": 128, "num_frames": 17, "steps": 1000}
 
 def check_given_up(triton) -> None:
     """No slot computes any more, long before a thousand steps are over."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 10
     while metric(triton, "wan_denoise_inflight") and time.monotonic() < deadline:
         time.sleep(0.05)
     assert metric(triton, "wan_denoise_inflight") == 0
@@ -125,8 +125,8 @@ def test_the_decoder_stops_when_its_caller_no_longer_waits(triton):
     with pytest.raises(InferenceServerException, match="Deadline"):
         decode(triton, (16, 60, 40, 40), seconds=0.5)
     began = time.monotonic()
-    decode(triton, (16, 1, 2, 2), seconds=20)
-    assert time.monotonic() - began < 5
+    decode(triton, (16, 1, 2, 2), seconds=60)
+    assert time.monotonic() - began < 15, "all sixty frames take minutes"
 
 
 def test_an_ensemble_whose_caller_no_longer_waits_gives_its_slot_back(triton):

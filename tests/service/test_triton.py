@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
+from tritonclient.utils import InferenceServerException
 
-from service.errors import GenerationRejected
-from service.triton import TritonGenerator
+from service.errors import GenerationFailed, GenerationRejected
+from service.triton import TritonGenerator, _translated
 
 # A request as it was stored before the lossy options could be asked for.
 OLD = {"prompt": "a red circle", "negative_prompt": "", "width": 32, "height": 32, "num_frames": 5, "steps": 8,
@@ -43,3 +44,16 @@ def test_lossy_options_of_a_job_reach_the_model(triton):
 def test_a_bad_option_is_rejected_by_name(triton, option, named):
     with pytest.raises(GenerationRejected, match=named):
         generate(triton, OLD | option)
+
+
+@pytest.mark.parametrize(
+    ("message", "whose"),
+    [
+        ("LATENTS is 'NaN or infinity'; allowed: finite numbers", GenerationFailed),
+        ("in ensemble 'wan_t2v', NEGATIVE_CONTEXT is 'NaN or infinity'; allowed: finite numbers", GenerationFailed),
+        ("in ensemble 'wan_t2v', PROMPT is 'LATENTS is'; allowed: less", GenerationRejected),
+        ("WIDTH is 17; allowed: a multiple of 16", GenerationRejected),
+    ],
+)
+def test_the_caller_is_not_blamed_for_what_stages_pass_to_each_other(message, whose):
+    assert type(_translated(InferenceServerException(message, "StatusCode.INVALID_ARGUMENT"))) is whose

@@ -6,7 +6,8 @@ import torch
 
 from contract import Defaults, ModelCard
 from contract.parameters import guided_steps
-from stages.denoise_run import DenoiseRun, Intervals, NotFinite
+from stages.denoise_run import DenoiseRun, Intervals
+from stages.device import NotFinite
 from stages.metrics import DenoiseMetrics
 from stages.rundir import CheckpointRefused, RunDirectory
 from tests.stages.recording_metrics import RecordingBackend
@@ -115,7 +116,6 @@ def test_a_checkpoint_of_a_request_that_differs_is_refused(directory, change):
     run(directory)(progress(4))
     with pytest.raises(CheckpointRefused):
         run(directory, request=replace(REQUEST, **change)).resume_point()
-
 
 
 def test_a_cancel_stops_after_the_step_and_saves_it_whatever_the_interval(directory):

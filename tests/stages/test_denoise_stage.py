@@ -10,8 +10,8 @@ import torch
 
 from stages import denoise_stage
 from stages.artifacts import Artifacts
-from stages.denoise_run import NotFinite
 from stages.denoise_stage import DenoiseStage
+from stages.device import NotFinite
 from stages.metrics import DenoiseMetrics
 from stages.rundir import CheckpointRefused
 from stages.settings import StageSettings

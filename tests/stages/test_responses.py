@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stages.denoise_run import NotFinite
+from stages.device import NotFinite
 from stages.responses import answer
 from stages.rundir import CheckpointRefused
 from tests.stages.requests import Request

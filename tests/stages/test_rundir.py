@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -60,6 +61,12 @@ def test_a_cancel_is_the_existence_of_a_file(tmp_path):
     run = RunDirectory(tmp_path / "runs", "r").open()
     assert not run.cancelled()
     (run.path / "cancel").touch()
+    assert run.cancelled()
+
+
+def test_a_directory_that_was_removed_counts_as_a_cancel(tmp_path):
+    run = RunDirectory(tmp_path, "r").open()
+    shutil.rmtree(run.path)
     assert run.cancelled()
 
 

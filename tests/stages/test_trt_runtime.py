@@ -53,7 +53,9 @@ def runtime(vae, repository):
         for plan, first in ((FIRST_PLAN, True), (NEXT_PLAN, False))
     }
     described = {"cache": [[slot.channels, slot.frames, slot.scale] for slot in slots]}
-    return TrtVae(engines, {"plans": plans, "vae": described}, Geometry(), torch.device("cpu"), cache_dtype=torch.float32)
+    return TrtVae(
+        engines, {"plans": plans, "vae": described}, Geometry(), torch.device("cpu"), cache_dtype=torch.float32
+    )
 
 
 def _latents(vae, frames: int, height: int, width: int) -> torch.Tensor:
