@@ -57,7 +57,9 @@ class Settings(BaseSettings):
     handover_seconds: Seconds = 45  # how long handing over may take, whatever is away
 
     # worker
-    worker_id: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,64}$")  # default: host-pid
+    worker_id: str = Field(
+        "", pattern=r"^[A-Za-z0-9._-]{0,64}$"
+    )  # default: host-pid-random; no two live workers may share one: a worker that starts ends the leases of its name
     slots: int = Field(0, ge=0, le=64)  # 0: as many as Triton has denoise instances
     worker_metrics_port: int = Field(0, ge=0, le=65535)  # 0: off
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -33,7 +34,8 @@ class Worker:
 
     def __init__(self, tools: Tools):
         self.tools, self.settings = tools, tools.settings
-        self.name = self.settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
+        # without a name of its own it must not meet that of another: see `_take_back`
+        self.name = self.settings.worker_id or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self.slots = self.settings.slots
         self.attempts: dict[asyncio.Task, Attempt] = {}
         self.draining = asyncio.Event()

@@ -66,6 +66,22 @@ def test_deleting_a_job_removes_all_of_its_files_and_no_others(files, tmp_path):
     assert files.size(video_key("video_other", 1)) == 1
 
 
+def test_checkpoints_of_earlier_attempts_are_removed_without_the_newest(files, tmp_path):
+    (tmp_path / "f").write_bytes(b"x")
+    files.delete_checkpoints(JOB, before=9)  # nothing is stored yet
+    for key in (*(checkpoint_key(JOB, fence) for fence in (1, 2, 10)), video_key(JOB, 1)):
+        files.put(tmp_path / "f", key)
+    files.delete_checkpoints(JOB, before=10)
+    for fence in (1, 2):
+        with pytest.raises(NotFound):
+            files.size(checkpoint_key(JOB, fence))
+    assert files.size(checkpoint_key(JOB, 10)) == 1
+    files.delete_checkpoints(JOB)
+    with pytest.raises(NotFound):
+        files.size(checkpoint_key(JOB, 10))
+    assert files.size(video_key(JOB, 1)) == 1
+
+
 @pytest.mark.parametrize("key", ["../x", "a/../b", "/etc/passwd", "a/b/c", "a", "a/.hidden", ""])
 def test_a_key_cannot_leave_the_store(files, key):
     with pytest.raises(StorageError, match="allowed: <job id>"):
