@@ -21,16 +21,17 @@ from service.errors import NotFound, RateLimited, ServiceError, Unavailable
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0  # the longest time between two rounds
-WAITING_AT_ONCE = 50  # queued jobs whose place is read in one round
+CHANGED_AT_ONCE, WAITING_AT_ONCE = 100, 50  # jobs that are read in one round: changed ones, and places in the queue
 READ_REST, SEND_REST = 4.0, 0.001  # pause: this many times what reading took; seconds for each follower that got news
 TERMINAL = ("completed", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
 class News:
-    """A job as it is now; the text is made once for all followers."""
+    """A job as it was after its change at `changed_at`; the text is made once for all followers."""
 
     video: Video
+    changed_at: float
 
     @property
     def over(self) -> bool:
@@ -67,14 +68,13 @@ class Follower:
 
 
 class Feed:
-    """All followers. Belongs to the event loop; only `_look` runs in a thread, one at a time."""
+    """All followers. Belongs to the event loop."""
 
     def __init__(self, limit: int):
         self._limit = limit
         self._followers: dict[str, set[Follower]] = defaultdict(set)
         self._owners: Counter[str] = Counter()
-        self._seen: dict[str, float | None] = {}  # when a job changed last, as the last round found it
-        self._last: dict[str, News] = {}
+        self._last: dict[str, News] = {}  # of every followed job; those that were read longest ago come first
         self._wake = asyncio.Event()
 
     def check_room(self, owner: str, share: float) -> None:
@@ -85,22 +85,22 @@ class Feed:
             raise RateLimited(f"{self._owners[owner]} event streams are open with this key; close some", retry_after=10)
 
     @contextlib.contextmanager
-    def following(self, job_id: str, owner: str) -> Iterator[Follower]:
-        follower = Follower()
+    def following(self, first: News, owner: str) -> Iterator[Follower]:
+        """A follower that knows the job as `first`."""
+        follower, job_id = Follower(), first.video.id
         self._followers[job_id].add(follower)
         self._owners[owner] += 1
-        self._seen.pop(job_id, None)  # it may have changed since the follower read it
-        self._last.pop(job_id, None)
-        self.wake()
+        last = self._last.setdefault(job_id, first)
+        if last.changed_at > first.changed_at:
+            follower.tell(last)
         try:
             yield follower
         finally:
             self._followers[job_id].discard(follower)
             self._owners[owner] -= 1
-            if not self._followers[job_id]:
-                for table in (self._followers, self._seen, self._last):
-                    table.pop(job_id, None)
             self._owners += Counter()  # drops those at zero
+            if not self._followers[job_id]:
+                del self._followers[job_id], self._last[job_id]
 
     def wake(self) -> None:
         """A job changed: the next round begins now, or when the pause is over."""
@@ -111,7 +111,7 @@ class Feed:
             for follower in followers:
                 follower.tell(None)
 
-    async def run(self, changes_of: Callable[[list[str]], dict[str, float]], read: Callable[[str], Video]) -> None:
+    async def run(self, changes_of: Callable[[list[str]], dict[str, float]], read: Callable[[str], News]) -> None:
         """Rounds for ever; `changes_of` tells when jobs changed, `read` reads one. Both are called in a thread."""
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
@@ -120,43 +120,42 @@ class Feed:
             began, told = time.monotonic(), 0
             if self._followers:
                 try:
-                    found = await run_in_threadpool(self._look, list(self._followers), changes_of, read)
-                    told = self._tell(found)
+                    known = dict(self._last)
+                    told = self._tell(known, await run_in_threadpool(_look, known, changes_of, read))
                 except ServiceError as error:  # the database is away; the streams outlive that
                     logger.warning("event streams wait", extra={"reason": str(error)})
                 except Exception:
                     logger.exception("event streams broke")
             await asyncio.sleep(READ_REST * (time.monotonic() - began) + SEND_REST * told)
 
-    def _look(
-        self, followed: list[str], changes_of: Callable[[list[str]], dict[str, float]], read: Callable[[str], Video]
-    ) -> dict[str, tuple[float | None, Video | None]]:
-        """(time of the change, the job or None if it was deleted) of those that may have news."""
-        now = changes_of(followed)
-        changed = {job_id for job_id in followed if job_id not in self._seen or self._seen[job_id] != now.get(job_id)}
-        last = dict(self._last)
-        waiting = [job_id for job_id in last if last[job_id].video.status == "queued" and job_id not in changed]
-        found = {}
-        for job_id in [*changed, *waiting[:WAITING_AT_ONCE]]:
-            try:
-                found[job_id] = now.get(job_id), read(job_id)
-            except NotFound:
-                found[job_id] = now.get(job_id), None
-        return found
-
-    def _tell(self, found: dict[str, tuple[float | None, Video | None]]) -> int:
+    def _tell(self, known: dict[str, News], found: dict[str, News | None]) -> int:
         """Passes news on; how many followers got some."""
         told = 0
-        for job_id, (changed_at, video) in found.items():
-            followers = self._followers.get(job_id)
-            if not followers:
-                continue
-            news, last = News(video) if video else None, self._last.pop(job_id, None)
-            self._seen[job_id] = changed_at
-            if news is not None:
-                self._last[job_id] = news  # at the end: the waiting ones take turns
-            if news is None or last is None or news.state != last.state:
-                told += len(followers)
-                for follower in followers:
+        for job_id, news in found.items():
+            last = known[job_id]
+            if self._last.get(job_id) is not last:
+                continue  # others follow it by now, who may know more
+            del self._last[job_id]
+            self._last[job_id] = news or last  # at the end: the waiting ones take turns
+            if news is None or news.state != last.state:
+                told += len(self._followers[job_id])
+                for follower in self._followers[job_id]:
                     follower.tell(news)
         return told
+
+
+def _look(
+    last: dict[str, News], changes_of: Callable[[list[str]], dict[str, float]], read: Callable[[str], News]
+) -> dict[str, News | None]:
+    """What those jobs are now that may have news; None for a deleted one."""
+    changed_at = changes_of(list(last))
+    changed = [job_id for job_id, news in last.items() if changed_at.get(job_id) != news.changed_at]
+    skip = set(changed)
+    waiting = [job_id for job_id, news in last.items() if news.video.status == "queued" and job_id not in skip]
+    found = {}
+    for job_id in [*changed[:CHANGED_AT_ONCE], *waiting[:WAITING_AT_ONCE]]:
+        try:
+            found[job_id] = read(job_id)
+        except NotFound:
+            found[job_id] = None
+    return found

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api import answers, webhooks
 from service.api.auth import Caller, Keys
-from service.api.feed import Feed
+from service.api.feed import Feed, News
 from service.api.requests import VideoRequest, stable_seed
 from service.errors import InvalidRequest, ServiceError, StorageError, Unavailable
 from service.logs import prompt_fields
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 SWEEP_SECONDS = 2.0
 READY_SECONDS = 2.0  # less than a probe waits
 WEBHOOKS_AT_ONCE = 8
+BEGIN_AT_ONCE = 2  # event streams that read their job
 WEBHOOK_PAUSE_SECONDS = 0.2  # between two looks for due webhooks
 
 
@@ -41,6 +42,7 @@ class Gateway:
         self._tasks: list[asyncio.Task] = []
         self._ended = threading.Event()
         self.feed = Feed(settings.max_streams)
+        self._beginning = asyncio.Semaphore(BEGIN_AT_ONCE)
         self._changed = asyncio.Event()
         self._lookout = ThreadPoolExecutor(1, "wan-ready")
         self._look: asyncio.Future[bool] | None = None
@@ -122,11 +124,17 @@ class Gateway:
         return job, made
 
     async def answer(self, job_id: str, caller: Caller) -> answers.Video:
-        return await run_in_threadpool(self._read, job_id, caller.name)
+        return (await run_in_threadpool(self.read, job_id, caller.name)).video
 
-    def _read(self, job_id: str, owner: str | None = None) -> answers.Video:
+    def read(self, job_id: str, owner: str | None = None) -> News:
+        """The job as it is now."""
         job, estimate = self.store.get_with_estimate(job_id, owner)
-        return answers.video(job, estimate, self.settings.model_name)
+        return News(answers.video(job, estimate, self.settings.model_name), job.updated_at)
+
+    async def to_follow(self, job_id: str, caller: Caller) -> News:
+        """The job before following it; many that begin at once do not hold up other requests."""
+        async with self._beginning:
+            return await run_in_threadpool(self.read, job_id, caller.name)
 
     async def answer_for(self, job: Job) -> answers.Video:
         estimate = await run_in_threadpool(self.store.estimate, job)
@@ -144,7 +152,7 @@ class Gateway:
         changes.close()
 
     async def _tell(self) -> None:
-        await self.feed.run(lambda job_ids: self.store.changes_of(job_ids), self._read)
+        await self.feed.run(lambda job_ids: self.store.changes_of(job_ids), self.read)
 
     def _tick(self) -> None:
         self._changed.set()

@@ -18,7 +18,7 @@ async def video_of(request: Request, gateway: Gateway, caller: Caller, idempoten
     job, made = await gateway.submit(wanted, caller, idempotency_key)
     done = None
     try:
-        first = await gateway.answer_for(job)
+        first = await gateway.to_follow(job.id, caller)
         done = await events.until_done(gateway, request, first, caller, gateway.settings.sync_timeout_seconds)
     finally:
         if done is None and made and not gateway.stopping:

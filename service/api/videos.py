@@ -151,7 +151,7 @@ async def download_video(
 async def video_events(gateway: TheGateway, caller: TheCaller, job_id: JobId):
     """Server-sent events: the job at every change; the event's name is its status, and the stream ends with the job."""
     gateway.feed.check_room(caller.name, 1.0 if caller.name == ANONYMOUS else 0.5)
-    first = await gateway.answer(job_id, caller)  # 404 before the stream begins
+    first = await gateway.to_follow(job_id, caller)  # 404 before the stream begins
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(events.stream(gateway, first, caller), 200, headers, "text/event-stream")
 
