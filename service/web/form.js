@@ -1,23 +1,18 @@
 // The parameter form: fields, limits and defaults come from the server.
 
-const MAIN = ["width", "height", "num_frames", "steps", "seed"];
-const MORE = [
-  "guidance_scale", "guidance_end", "flow_shift", "sampler", "cache", "cache_threshold", "fps", "priority", "preview",
-];
-const LABELS = {
-  width: "Width", height: "Height", num_frames: "Frames", steps: "Steps", seed: "Seed", guidance_scale: "Guidance",
-  flow_shift: "Flow shift", sampler: "Sampler", cache: "Step cache", cache_threshold: "Cache threshold",
-  guidance_end: "Guidance until", fps: "Frames a second",
-  priority: "Priority", preview: "Show previews",
-};
-const FRACTIONS = new Set(["guidance_scale", "flow_shift", "cache_threshold", "guidance_end"]);
+// What concerns the job and not the video; the rest is the model's and comes with its label and bounds.
+const JOB = { priority: { label: "Priority" }, preview: { label: "Show previews" } };
+let fields = [];
 
 const form = document.getElementById("form");
 
 export function build({ defaults, limits }) {
-  for (const [names, box] of [[MAIN, "main-fields"], [MORE, "more-fields"]]) {
+  const inGroup = (group) => Object.keys(limits).filter((name) => limits[name].group === group);
+  const main = inGroup("main"), more = [...inGroup("more"), ...Object.keys(JOB)];
+  fields = [...main, ...more];
+  for (const [names, box] of [[main, "main-fields"], [more, "more-fields"]]) {
     const target = document.getElementById(box);
-    target.replaceChildren(...names.map((name) => field(name, defaults[name], limits[name] ?? {})));
+    target.replaceChildren(...names.map((name) => field(name, defaults[name], { ...limits[name], ...JOB[name] })));
   }
   form.elements.priority.value = "normal";
   form.elements.preview.checked = true;
@@ -33,13 +28,13 @@ function field(name, value, limit) {
   const input = control(name, value, limit);
   input.id = input.name = name;
   if (name === "preview") {
-    label.append(input, LABELS[name]);
+    label.append(input, limit.label);
     box.append(label);
     return box;
   }
-  label.textContent = LABELS[name];
+  label.textContent = limit.label;
   box.append(label, input);
-  const text = hint(name, limit);
+  const text = hint(limit);
   if (text) {
     const note = document.createElement("span");
     note.className = "quiet";
@@ -63,30 +58,27 @@ function control(name, value, limit) {
     return input;
   }
   input.type = "number";
-  input.inputMode = FRACTIONS.has(name) ? "decimal" : "numeric";
+  const whole = limit.type === "integer";
+  input.inputMode = whole ? "numeric" : "decimal";
   if (limit.minimum !== undefined) input.min = limit.minimum;
   if (limit.maximum !== undefined) input.max = limit.maximum;
-  input.step = FRACTIONS.has(name) ? "any" : name === "num_frames" ? 4 : (limit.multipleOf ?? 1);
-  if (name === "seed") input.placeholder = "random";
+  input.step = whole ? (limit.step ?? limit.multipleOf ?? 1) : "any";
+  input.title = limit.help;
+  if (value === undefined) input.placeholder = "random";
   else input.value = value;
   return input;
 }
 
-function hint(name, limit) {
-  if (name === "seed") return "same seed, same video";
-  if (limit.minimum === undefined || limit.maximum === undefined) return "";
-  const range = `${limit.minimum} to ${limit.maximum}`;
-  if (name === "num_frames") return `4n + 1, ${range}`;
-  if (name === "cache_threshold") return `0: no step is skipped; ${range}`;
-  if (name === "guidance_end") return `share of the steps, ${range}`;
-  return limit.multipleOf ? `multiple of ${limit.multipleOf}, ${range}` : range;
+// The bounds, where they say something to a person.
+function hint(limit) {
+  return limit.maximum > Number.MAX_SAFE_INTEGER ? limit.help : limit.enum ? "" : (limit.allowed ?? "");
 }
 
 // What the caller filled in; the server checks it.
 export function values() {
   const result = { prompt: form.elements.prompt.value };
   if (form.elements.negative_prompt.value) result.negative_prompt = form.elements.negative_prompt.value;
-  for (const name of [...MAIN, ...MORE]) {
+  for (const name of fields) {
     const input = form.elements[name];
     if (name === "preview") result.preview = input.checked;
     else if (input.tagName === "SELECT") result[name] = input.value;
@@ -98,7 +90,7 @@ export function values() {
 
 export function fill(job) {
   form.elements.prompt.value = job.prompt;
-  for (const name of ["width", "height", "num_frames", "steps", "seed", "fps"]) form.elements[name].value = job[name];
+  for (const name of fields) if (job[name] !== null && job[name] !== undefined && name !== "priority") form.elements[name].value = job[name];
   form.elements.prompt.focus();
 }
 

@@ -6,7 +6,7 @@ import pytest
 
 from loadtest.__main__ import main
 from loadtest.base.inputs import LoadTestError
-from loadtest.bench.cases import ARCHITECTURES, Case, dit_flops, latent_shape
+from loadtest.bench.cases import ARCHITECTURES, GEOMETRY, Case, dit_flops
 from loadtest.bench.compare import Process, compare
 
 SMALL = dict(dim=128, num_layers=1, num_heads=1, ffn_dim=256)
@@ -17,7 +17,7 @@ SMALL = dict(dim=128, num_layers=1, num_heads=1, ffn_dim=256)
     [("t2v-14b", (832, 480, 81), 1678), ("t2v-14b", (1280, 720, 81), 6523), ("t2v-1.3b", (832, 480, 81), 283)],
 )
 def test_operations_of_a_forward_are_those_of_the_published_table(name, size, tera):
-    assert dit_flops(ARCHITECTURES[name], latent_shape(*size)) / 1e12 == pytest.approx(tera, rel=0.01)
+    assert dit_flops(ARCHITECTURES[name], GEOMETRY.latent_shape(*size)) / 1e12 == pytest.approx(tera, rel=0.01)
 
 
 def test_both_sides_of_a_forward_have_the_same_weights_and_result():
