@@ -135,6 +135,39 @@ def test_a_slow_or_broken_connection_does_not_block_others(site, client):
         assert time.monotonic() - began < 2
 
 
+def test_a_client_that_leaves_in_the_middle_of_its_body_logs_no_error(tmp_path, capsys):
+    with gateway(settings_for(tmp_path, log_level="DEBUG")) as url:
+        host, port = url.removeprefix("http://").split(":")
+        for _ in range(3):
+            with socket.create_connection((host, int(port))) as leaving:
+                leaving.sendall(b"POST /v1/videos HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                                b"Content-Length: 1000\r\n\r\n{")  # fmt: skip
+                time.sleep(0.1)
+        time.sleep(0.3)
+        assert httpx.get(f"{url}/v1/models").status_code == 200
+    assert "Traceback" not in (written := capsys.readouterr().err)
+    assert '"level": "ERROR"' not in written
+
+
+@pytest.mark.parametrize("sent", ["a", "req-1.2_3", "x" * 128])
+def test_a_request_id_is_given_back(client, sent):
+    assert client.get("/v1/models", headers={"X-Request-Id": sent}).headers["x-request-id"] == sent
+    assert client.get("/v1/nothing", headers={"X-Request-Id": sent}).headers["x-request-id"] == sent
+
+
+@pytest.mark.parametrize("sent", [b"", b"x" * 129, b"a b", b"a/b", b"a\tb", b"\xff", b'{"a"}'])
+def test_a_request_id_that_could_confuse_is_replaced(client, sent):
+    given = client.get("/v1/models", headers={"X-Request-Id": sent}).headers["x-request-id"]
+    assert given.startswith("req_")
+    assert given != client.get("/v1/models").headers["x-request-id"]
+
+
+def test_the_log_tells_which_request_it_was(tmp_path, capsys):
+    with gateway(settings_for(tmp_path, log_level="INFO")) as url:
+        httpx.post(f"{url}/v1/videos", json={"prompt": "x"}, headers={"X-Request-Id": "mine-7"})
+    assert '"request": "mine-7"' in capsys.readouterr().err
+
+
 def digest(key):
     return hashlib.sha256(key.encode()).hexdigest()
 
@@ -173,6 +206,48 @@ def test_keys_separate_callers_and_limit_them(tmp_path):
         assert limited.status_code == 429
         assert limited.json()["error"]["code"] == "rate_limited"
         assert int(limited.headers["retry-after"]) <= 20
+
+
+def test_who_guesses_keys_is_slowed_down_and_who_has_one_is_not(tmp_path):
+    settings = settings_for(tmp_path, api_keys=f"alice:{digest('ka')},bob:{digest('kb')}", wrong_keys_per_minute=3)
+    with gateway(settings) as url, httpx.Client(base_url=url) as client:
+        assert client.get("/v1/models", headers=bearer("ka")).status_code == 200
+        statuses = [client.get("/v1/models", headers=bearer(f"guess-{n}")).status_code for n in range(6)]
+        assert statuses == [401, 401, 401, 429, 429, 429]
+        hit = client.get("/v1/models", headers=bearer("kb"))
+        assert hit.status_code == 429
+        assert 1 <= int(hit.headers["retry-after"]) <= 20
+        assert client.get("/v1/models", headers=bearer("ka")).status_code == 200
+        assert client.get("/v1/models").status_code == 401  # no key is no guess
+        assert client.get("/livez").status_code != 429
+
+
+def test_a_job_without_a_priority_takes_what_its_key_may_use(tmp_path):
+    import json
+
+    keys = [{"name": name, "sha256": digest(name), "max_priority": name} for name in ("low", "normal", "high")]
+    (tmp_path / "keys.json").write_text(json.dumps(keys))
+    with gateway(settings_for(tmp_path, api_keys_file=tmp_path / "keys.json")) as url:
+        for name, expected in (("low", "low"), ("normal", "normal"), ("high", "normal")):
+            made = httpx.post(f"{url}/v1/videos", json={"prompt": "x"}, headers=bearer(name))
+            assert made.json()["priority"] == expected
+        named = httpx.post(f"{url}/v1/videos", json={"prompt": "x", "priority": "normal"}, headers=bearer("low"))
+        assert named.status_code == 403
+
+
+def test_event_streams_are_bounded(tmp_path):
+    with gateway(settings_for(tmp_path, max_streams=2)) as url, httpx.Client(base_url=url) as client:
+        path = f"/v1/videos/{client.post('/v1/videos', json={'prompt': 'x'}).json()['id']}/events"
+        with client.stream("GET", path) as one, client.stream("GET", path) as two:
+            lines = [one.iter_lines(), two.iter_lines()]  # a connection is closed with its iterator
+            for _ in range(3):
+                assert all(next(iterator) is not None for iterator in lines)  # up to the job: both follow it now
+            full = client.get(path)
+            assert (full.status_code, full.json()["error"]["code"]) == (503, "unavailable")
+            assert int(full.headers["retry-after"]) >= 1
+        time.sleep(0.3)
+        with client.stream("GET", path) as again:
+            assert again.status_code == 200
 
 
 def test_prompts_and_keys_do_not_reach_the_logs(tmp_path, capsys):

@@ -157,6 +157,32 @@ def test_a_range_beyond_the_end_is_refused_and_an_etag_spares_the_download(clien
     assert client.get(job["url"], headers={"Range": "bytes=0-9", "If-Range": '"other"'}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({}, 200), ({"Range": "bytes=0-99"}, 206), ({"Range": "bytes=99999999-"}, 416), ({"If-None-Match": "ETAG"}, 304)],
+)
+def test_head_tells_of_the_video_what_get_would(client, headers, status):
+    job = finished(client)
+    etag = client.get(job["url"]).headers["etag"]
+    headers = {name: value.replace("ETAG", etag) for name, value in headers.items()}
+    head, get = client.head(job["url"], headers=headers), client.get(job["url"], headers=headers)
+    assert (head.status_code, get.status_code, head.content) == (status, status, b"")
+    names = ("content-type", "content-length", "content-range", "accept-ranges", "etag", "content-disposition")
+    assert [head.headers.get(name) for name in names] == [get.headers.get(name) for name in names]
+    assert client.head("/v1/videos/video_none/content").status_code == 404
+
+
+def test_no_answer_is_guessed_at_and_only_content_is_kept(client):
+    job = finished(client)
+    content = client.get(job["url"])
+    assert content.headers["x-content-type-options"] == "nosniff"
+    assert content.headers["cache-control"] == "private, max-age=3600"
+    for path in (f"/v1/videos/{job['id']}", "/v1/videos", "/v1/models", "/v1/videos/none", "/metrics"):
+        answer = client.get(path)
+        assert answer.headers["cache-control"] == "no-store", path
+        assert answer.headers["x-content-type-options"] == "nosniff", path
+
+
 def test_content_of_an_unfinished_video_is_not_found(client):
     job = create(client, steps=900).json()
     answer = client.get(f"/v1/videos/{job['id']}/content")

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from service.api import webhooks
+from service.errors import InvalidRequest
 from service.store.outbox import Delivery
 from tests.service.running import gateway, settings_for, wait_for, worker
 
@@ -151,7 +152,42 @@ def test_a_name_that_leads_to_a_private_address_is_never_called(tmp_path, receiv
         ("8.8.8.8", True), ("10.1.2.3", False), ("100.64.0.1", False), ("169.254.1.1", False), ("0.0.0.0", False),
         ("224.0.0.1", False), ("2606:4700::1111", True), ("fd00::1", False), ("fe80::1", False), ("::ffff:127.0.0.1", False),
         ("2002:7f00:1::", False), ("64:ff9b::7f00:1", False), ("64:ff9b::808:808", True),
+        ("::", False), ("::1", False), ("::127.0.0.1", False), ("::8.8.8.8", True), ("::ffff:8.8.8.8", True),
+        ("::ffff:0:127.0.0.1", False), ("::ffff:0:8.8.8.8", True), ("64:ff9b:1::7f00:1", False), ("64:ff9b:1::808:808", False),
+        ("2002:a00:1::", False), ("2002:808:808::", True), ("2001:0:4136:e378:8000:63bf:3fff:fdd2", False),
+        ("2001:0:808:808::f7f7:f7f7", False), ("fec0::1", False), ("fc00::1", False), ("fe80::1%eth0", False), ("ff02::1", False),
+        ("ff0e::1", False), ("2001:db8::1", False), ("3fff::1", False), ("100::1", False), ("100:0:0:1::1", False),
+        ("2001:2::1", False), ("2001:10::1", False), ("2001:20::1", False), ("5f00::1", False), ("4000::1", False),
+        ("192.0.0.8", False), ("192.88.99.1", False), ("192.0.2.1", False), ("198.18.0.1", False), ("240.0.0.1", False),
+        ("255.255.255.255", False), ("172.31.0.1", False), ("192.168.0.1", False),
     ],
 )  # fmt: skip
 def test_public_addresses(address, expected):
     assert webhooks.public(ipaddress.ip_address(address)) is expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://xn--/", "http://xn--a.com/", "http://a..b/", "http://-.com/", "http://a b.com/", "http://a.b%00c/", "http://",
+        "http://127.1/", "http://0x7f.1/", "http://2130706433/", "http://0177.0.0.1/", "http://127.0.0.1./", "http://[::1",
+        f"http://{'a' * 64}.com/", "http://example.com:0/", "http://example.com:65536/", "http://x.localhost/", "http://db/",
+        "http://[::127.0.0.1]/", "http://[64:ff9b:1::7f00:1]/", "http://[::ffff:0:127.0.0.1]/", "http://[fec0::1]/",
+    ],
+)  # fmt: skip
+def test_an_address_that_cannot_or_must_not_be_called_is_refused(url):
+    with pytest.raises(InvalidRequest, match="webhook_url is"):
+        webhooks.check_url(url, allow_private=False)
+
+
+@pytest.mark.parametrize("url", ["https://example.com:8443/x?y=z", "http://8.8.8.8/", "http://[2606:4700::1111]/",
+                                 "https://bücher.example/", "http://a_b.example.com./"])  # fmt: skip
+def test_public_addresses_may_be_called(url):
+    webhooks.check_url(url, allow_private=False)
+
+
+def test_private_names_may_be_called_where_that_is_allowed():
+    for url in ("http://receiver:8080/", "http://127.0.0.1/", "http://[::1]/", "http://x.svc.cluster.local/"):
+        webhooks.check_url(url, allow_private=True)
+    with pytest.raises(InvalidRequest):
+        webhooks.check_url("http://xn--/", allow_private=True)
