@@ -5,7 +5,7 @@ OUT ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: setup run serve test bench tiny lint clean
+.PHONY: setup run serve test coverage bench tiny lint clean
 
 setup: .venv/run.stamp  ## the environment that serves
 
@@ -30,6 +30,9 @@ serve: setup  ## Triton, the worker and the web service, until Ctrl-C
 test: .venv/test.stamp  ## the whole suite
 	$(BIN)/python -m pytest
 
+coverage: .venv/test.stamp  ## the same, and which lines no test ran
+	$(BIN)/python -m pytest --cov
+
 bench: .venv/test.stamp  ## ours against diffusers on this machine
 	$(BIN)/python -m loadtest bench
 
@@ -39,9 +42,10 @@ tiny: .venv/test.stamp  ## train models/tiny again (hours on two cores)
 	$(BIN)/python -m tiny.train_dit
 	$(BIN)/python -m tiny.assemble
 
-lint: .venv/test.stamp
+lint: .venv/test.stamp  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:  ## what was built, not the environment
 	rm -rf build

@@ -11,6 +11,7 @@ from export.placement import GIB, Gpu, Placement
 from export.tensorrt.vae_cache import CacheSlot
 from wan.config import DiTConfig, TextConfig, VAEConfig
 
+Row = tuple[str, ...]
 CONTEXT = 600 << 20  # a CUDA context with its modules, for each process
 BF16, FP32 = 2, 4
 
@@ -82,7 +83,7 @@ def vae_decoder(config: VAEConfig, parameters: int, slots: list[CacheSlot], vide
 
 def table(stages: dict[str, StageMemory], placement: Placement, gpus: list[Gpu], video: Video) -> str:
     """What each stage and each GPU needs, for people."""
-    rows = [("stage", "weights", "caches", "activations", "context", "total", "GPUs")]
+    rows: list[Row] = [("stage", "weights", "caches", "activations", "context", "total", "GPUs")]
     for name, stage in stages.items():
         where = ", ".join(map(str, placement.gpus[name]))
         where += f" (x{placement.instances(name)})" if placement.instances(name) > 1 else ""
@@ -99,6 +100,6 @@ def table(stages: dict[str, StageMemory], placement: Placement, gpus: list[Gpu],
     return "\n".join([*lines, "", *_aligned(rows)])
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+def _aligned(rows: list[Row]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,6 +1,8 @@
 """Fixtures of the whole suite: the tiny checkpoint and one real Triton server that serves it."""
 
 import os
+import re
+from collections import Counter
 from pathlib import Path
 
 # Before torch loads: threads that spin for long while they wait take the cores from the server under test.
@@ -11,6 +13,18 @@ import pytest
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 TINY = PROJECT_ROOT / "models" / "tiny"
 REPOSITORY = PROJECT_ROOT / "build" / "test-repository"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Name the system packages that would enable what was skipped; a reason for skipping says `apt: PACKAGE`."""
+    reasons = [report.longrepr[-1] for report in terminalreporter.getreports("skipped") if report.longrepr]
+    missing = Counter(
+        found[1] for reason in reasons if (found := re.search(r"apt(?:-get install|:) ([\w.+-]+)", reason))
+    )
+    if missing:
+        counts = ", ".join(f"{package} ({count})" for package, count in missing.most_common())
+        terminalreporter.write_line(f"Skipped for want of system packages: {counts}")
+        terminalreporter.write_line(f"To run them: apt-get install {' '.join(sorted(missing))}")
 
 
 @pytest.fixture(scope="session")

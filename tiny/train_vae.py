@@ -14,6 +14,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from tiny.scenes import TRAINING, render
 from wan.config import VAEConfig
 from wan.vae import AttentionBlock, CausalConv3d, Downsample, FeatureCache, ResidualBlock, Upsample, WanVAE
 
-ARCHITECTURE = dict(dim=16, z_dim=16, num_res_blocks=1)
+ARCHITECTURE: dict[str, Any] = dict(dim=16, z_dim=16, num_res_blocks=1)
 EMA = 0.995
 OBJECT_WEIGHT = 6.0
 USUAL_CONTRAST = 1.7  # of object and background, colours in -1..1
@@ -48,6 +49,11 @@ def reconstruction_loss(vae: WanVAE, video: Tensor) -> tuple[Tensor, float]:
     return loss, F.mse_loss(output, video).item()
 
 
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 @torch.no_grad()
 def initialise(vae: WanVAE) -> None:
     """Start as a plain image model: residual branches add nothing, temporal operations copy the newest frame.
@@ -59,15 +65,13 @@ def initialise(vae: WanVAE) -> None:
         if isinstance(module, CausalConv3d) and module.past_frames:
             module.weight[:, :, :-1].zero_()
         if isinstance(module, ResidualBlock):
-            nn.init.zeros_(module.residual[6].weight)
-            nn.init.zeros_(module.residual[6].bias)
+            _zero(module.residual[6])
         if isinstance(module, AttentionBlock):
-            nn.init.zeros_(module.proj.weight)
+            module.proj.weight.zero_()
         if isinstance(module, Downsample | Upsample) and module.time_conv is not None:
             weight = module.time_conv.weight  # [C or 2C, C, 3, 1, 1]
             copies = weight.shape[0] // weight.shape[1]
-            nn.init.zeros_(module.time_conv.bias)
-            weight.zero_()
+            _zero(module.time_conv)
             weight[:, :, -1, 0, 0] = torch.eye(weight.shape[1]).repeat(copies, 1)
 
 

@@ -54,4 +54,4 @@ def write_safetensors(path: Path, slots: list[Slot], tensors: Iterator[Tensor], 
         for slot, tensor in zip(slots, tensors, strict=True):
             if (tensor.dtype, tuple(tensor.shape)) != (slot.dtype, slot.shape):
                 raise ValueError(f"{slot.name} is {tensor.dtype} {list(tensor.shape)}, announced as {slot}")
-            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)

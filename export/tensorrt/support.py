@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from export.onnx.rewrite import tensor_types
 
 TABLE = Path(__file__).with_name("operators.json")
-TYPES = {
+TYPES: dict[int, str] = {
     TensorProto.FLOAT: "FP32", TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16", TensorProto.INT32: "INT32",
     TensorProto.INT64: "INT64", TensorProto.BOOL: "BOOL", TensorProto.UINT8: "UINT8", TensorProto.INT8: "INT8",
 }  # fmt: skip

@@ -76,7 +76,7 @@ def test_what_was_not_watched_is_told(standin, tmp_path, capsys):
     assert "not watched: run directories, database bytes" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(find_binaries() is None, reason="PostgreSQL is not installed")
+@pytest.mark.skipif(find_binaries() is None, reason="PostgreSQL is not installed (apt: postgresql)")
 def test_the_size_of_a_postgresql_database_is_watched():
     server = Postgres()
     try:
