@@ -13,12 +13,18 @@ def _default(parameter: Parameter) -> str:
 def table(card: ModelCard | None = None) -> str:
     """Every parameter with its bounds in the geometry of `card` (Wan 2.1), default, other names and meaning."""
     card = card or ModelCard()
-    rows = ["| parameter | Triton input | allowed | default | also called | meaning |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| parameter | Triton input | allowed | default | lossless at | also called | meaning |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for p in PARAMETERS:
         tensor = f"`{p.tensor_name}` {p.kind}" if p.tensor else "none: of the file"
         also = ", ".join(f"`{name}`" for name in p.aliases)
+        lossless = "any" if p.lossless is None else f"{p.lossless:g}"
         help = p.help or f"{p.label}."
-        rows.append(f"| `{p.name}` | {tensor} | {p.rule.words(card.geometry)} | {_default(p)} | {also} | {help} |")
+        rows.append(
+            f"| `{p.name}` | {tensor} | {p.rule.words(card.geometry)} | {_default(p)} | {lossless} | {also} | {help} |"
+        )
     return "\n".join(rows)
 
 

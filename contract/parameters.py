@@ -10,7 +10,7 @@ import json
 import math
 import secrets
 from collections.abc import Callable
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from contract.errors import InvalidCard, InvalidRequest
@@ -30,7 +30,11 @@ CACHES = ("teacache", "magcache")
 
 @dataclass(frozen=True)
 class Parameter:
-    """What is known of one parameter. `group`: where the page's form shows it. `tensor`: whether Triton takes it."""
+    """What is known of one parameter.
+
+    `group`: where the page's form shows it. `lossless`: the value that costs no quality, of a parameter that trades it for
+    time. `tensor`: whether Triton takes it.
+    """
 
     name: str
     rule: Rule
@@ -42,6 +46,7 @@ class Parameter:
     priced: bool
     fingerprint: bool
     tensor: bool
+    lossless: Any
 
     @property
     def kind(self) -> str:
@@ -57,11 +62,11 @@ class Parameter:
 
 def _parameter(
     rule: Rule, default: Any = MISSING, *, label: str, help: str = "", aliases: tuple[str, ...] = (),
-    group: str = "more", priced: bool = False, fingerprint: bool = True, tensor: bool = True,
+    group: str = "more", priced: bool = False, fingerprint: bool = True, tensor: bool = True, lossless: Any = None,
 ) -> Any:  # fmt: skip
     said = {
         "rule": rule, "default": default, "label": label, "help": help, "aliases": aliases, "group": group,
-        "priced": priced, "fingerprint": fingerprint, "tensor": tensor,
+        "priced": priced, "fingerprint": fingerprint, "tensor": tensor, "lossless": lossless,
     }  # fmt: skip
     return field(default=default, metadata=said)
 
@@ -87,7 +92,7 @@ class _Sampling:
         Number(1, 30), 5.0, label="Guidance", help="1: no guidance, half the work.", aliases=("cfg_scale",), priced=True
     )
     guidance_end: float = _parameter(
-        Number(0, 1), 1.0, label="Guidance until", priced=True,
+        Number(0, 1), 1.0, label="Guidance until", lossless=1.0, priced=True,
         help="Share of the steps after which guidance is off and a step costs half; 1 keeps it to the end.",
     )  # fmt: skip
     flow_shift: float = _parameter(
@@ -99,7 +104,7 @@ class _Sampling:
         help="The rule by which steps are skipped, if cache_threshold is above 0.",
     )  # fmt: skip
     cache_threshold: float = _parameter(
-        Number(0, 10), 0.0, label="Cache threshold", aliases=("tea_cache_l1_thresh",), priced=True,
+        Number(0, 10), 0.0, label="Cache threshold", aliases=("tea_cache_l1_thresh",), lossless=0.0, priced=True,
         help="0 computes every step; the larger, the more steps are skipped and the less exact is the video.",
     )  # fmt: skip
 
@@ -159,6 +164,15 @@ class GenerationRequest(_Sampling):
             values[name] = rule.python(values[name])
         return cls(**values)
 
+    @property
+    def guided(self) -> bool:
+        """Whether any step uses guidance, and so the negative prompt."""
+        return guided_steps(self.steps, self.guidance_scale, self.guidance_end) > 0
+
+    def unguided(self) -> "GenerationRequest":
+        """The same without guidance."""
+        return replace(self, guidance_scale=1.0)
+
     def fingerprint(self, model: str) -> str:
         """What a checkpoint of a run belongs to: every parameter that changes latents, and the identity of the model."""
         values = {p.name: getattr(self, p.name) for p in PARAMETERS if p.fingerprint}
@@ -180,4 +194,5 @@ BY_NAME: dict[str, Parameter] = _collect(Defaults, GenerationRequest)
 PARAMETERS: tuple[Parameter, ...] = tuple(
     sorted(BY_NAME.values(), key=lambda p: (p.group != "prompt", p.name != "prompt" and p.group == "prompt"))
 )
+LOSSLESS = {p.name: p.lossless for p in PARAMETERS if p.lossless is not None}
 TENSORS: tuple[Parameter, ...] = tuple(p for p in PARAMETERS if p.tensor)

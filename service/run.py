@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from contract import PARAMETERS
+from contract import arguments as arguments_of
 from service import options
 from service.errors import SettingsError
 from service.stack import Stack, StackError, check_settings, exported
@@ -20,11 +20,7 @@ BAR = 28
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m service.run", description=__doc__.split(": ", 1)[1])
     parser.add_argument("--out", type=Path, help="where to write the MP4; default: in the state directory")
-    for p in PARAMETERS:
-        about = f"{p.help or p.label} {p.rule.words()}".replace("%", "%%")
-        parser.add_argument(
-            f"--{p.name.replace('_', '-')}", type=p.rule.python, required=p.name == "prompt", help=about
-        )
+    arguments_of.add(parser, required=("prompt",))
     options.add(parser)
     return parser.parse_args(arguments)
 
@@ -63,7 +59,7 @@ def watch(client: httpx.Client, job_id: str) -> dict:
 
 def generate(url: str, choice: argparse.Namespace) -> Path:
     """Submit, watch, download."""
-    body = {p.name: value for p in PARAMETERS if (value := getattr(choice, p.name)) is not None}
+    body = arguments_of.given(choice)
     with httpx.Client(base_url=url, timeout=30) as client:
         answer = client.post("/v1/videos", json=body)
         if answer.status_code != 200:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from contract.errors import InvalidRequest
-from contract.parameters import GenerationRequest
+from contract.parameters import LOSSLESS, GenerationRequest
 from stages.artifacts import Artifacts
 from stages.denoise_run import DenoiseRun, Intervals
 from stages.device import device_tensor, leave_room, on_device
@@ -60,12 +60,10 @@ class DenoiseStage:
         defaults, context = self._card.defaults, torch.zeros(self._text["length"], self._text["dim"])
         default = (defaults.width, defaults.height, defaults.num_frames)
         for width, height, frames in self._settings.warm_sizes or (default,):
-            for guidance in {1.0, defaults.guidance_scale}:
-                request = self._card.request(
-                    prompt="warm up", seed=0, width=width, height=height, num_frames=frames,
-                    steps=1, guidance_scale=guidance, cache_threshold=0.0,
-                )  # fmt: skip
-                self._denoiser.run(Conditioning(context, context), request)
+            size = {"width": width, "height": height, "num_frames": frames}
+            request = self._card.request(prompt="warm up", seed=0, steps=1, **size, **LOSSLESS)
+            for each in {request, request.unguided()}:
+                self._denoiser.run(Conditioning(context, context), each)
 
     def handle(self, request) -> dict[str, np.ndarray | torch.Tensor]:
         with on_device(self._device):

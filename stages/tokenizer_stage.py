@@ -31,7 +31,7 @@ class TokenizerStage:
             generation = replace(generation, seed=seed)
         ids, mask = self._tokens("PROMPT", generation.prompt)
         negative_ids, negative_mask = self._tokens("NEGATIVE_PROMPT", generation.negative_prompt)
-        if generation.guidance_scale == 1.0:
+        if not generation.guided:
             # Not used: an empty mask costs the encoder nothing and is the same for every request.
             negative_ids, negative_mask = np.zeros_like(negative_ids), np.zeros_like(negative_mask)
         resolved = asdict(generation) | {"tokenized_at": time.monotonic()}

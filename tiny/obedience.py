@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from contract import arguments
 from tiny.scenes import BACKGROUNDS, CHINESE, COLORS, DIRECTIONS, ENGLISH, HELD_OUT, SHAPES, Scene, coverage
 
 MIN_TRAVEL = 0.12  # of the frame's smaller side, from first to last frame
@@ -129,23 +130,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", default="models/tiny")
     parser.add_argument("--count", type=int, default=len(HELD_OUT))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance-scale", type=float)
-    parser.add_argument("--cache-threshold", type=float)
+    parser.add_argument("--first-seed", type=int, default=0)
+    arguments.add(parser, without=("prompt", "seed", "fps"))
     args = parser.parse_args()
     pipeline = Pipeline.from_checkpoint(args.checkpoint)
 
     def generate(prompt: str, seed: int) -> np.ndarray:
-        return pipeline(
-            prompt,
-            seed=seed,
-            steps=args.steps,
-            guidance_scale=args.guidance_scale,
-            cache_threshold=args.cache_threshold,
-        ).frames
+        return pipeline(prompt, seed=seed, **arguments.given(args)).frames
 
-    verdicts = evaluate(generate, args.count, args.seed)
+    verdicts = evaluate(generate, args.count, args.first_seed)
     print(*verdicts, sep="\n")
     print(f"{sum(v.obeys for v in verdicts)} of {len(verdicts)} obey")
 

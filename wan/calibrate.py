@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from contract.parameters import CACHES
+from contract.parameters import CACHES, LOSSLESS
 from wan import teacache
 from wan.checkpoint import SETTINGS_FILE
 from wan.denoise import Denoiser, Expert
@@ -91,7 +91,7 @@ def observe(
         steps = max(2, round(pipeline.card.defaults.steps * factor))
         records = []
         for seed, prompt in enumerate(prompts):
-            request = pipeline.card.request(prompt=prompt, steps=steps, seed=seed, cache_threshold=0.0)
+            request = pipeline.card.request(prompt=prompt, steps=steps, seed=seed, **LOSSLESS)
             conditioning = pipeline.condition(request)
             with recording(dit) as record:
                 pipeline.denoise(conditioning, request)

@@ -19,6 +19,7 @@ from torch import Tensor
 from contract.card import ModelCard
 from contract.cost import CostModel, Plans
 from contract.geometry import Geometry
+from contract.parameters import LOSSLESS
 from wan.calibrate import only_expert
 from wan.pipeline import Pipeline
 
@@ -54,17 +55,18 @@ class _EveryThird:
 
 
 class _Probe:
-    """A short request of one size, first half with guidance, that is run and timed again and again."""
+    """A short request of one size, with and without guidance, that is run and timed again and again."""
 
     def __init__(self, pipeline: Pipeline, size: Size):
         self.pipeline, self.size = pipeline, size
         experts = tuple(replace(e, caches={"teacache": _EveryThird()}) for e in pipeline.denoiser.experts)
         self._denoiser = replace(pipeline.denoiser, experts=experts)
         width, height, frames = size
-        self._request = pipeline.card.request(
-            prompt="a cat", width=width, height=height, num_frames=frames, seed=0, cache="teacache", cache_threshold=1.0,
-            steps=12, guidance_scale=2.0, guidance_end=0.5,
+        guided = pipeline.card.request(
+            prompt="a cat", width=width, height=height, num_frames=frames, seed=0, steps=7, guidance_scale=2.0,
+            **LOSSLESS | {"cache": "teacache", "cache_threshold": 1.0},
         )  # fmt: skip
+        self._requests = (guided, guided.unguided())
         self._steps: dict[tuple[bool, int], list[float]] = defaultdict(list)  # (computed, branches) -> seconds
         self._encode: list[float] = []
         self._decode: list[float] = []
@@ -86,14 +88,15 @@ class _Probe:
     def _once(self) -> tuple[float, float, list[tuple[tuple[bool, int], float]]]:
         """Seconds of encoding, of decoding, and of each step with its kind."""
         began = self._now()
-        conditioning = self.pipeline.condition(self._request)
-        encode = self._now() - began
-        marks: list[float] = []
-        latents, info = self._denoiser.run(conditioning, self._request, on_step=lambda _: marks.append(self._now()))
-        steps = [  # step 0 also sets up the loop
-            ((info.plan[i].computed, info.plan[i].branches), after - before)
-            for i, (before, after) in enumerate(pairwise(marks), start=1)
-        ]
+        conditioning = self.pipeline.condition(self._requests[0])
+        encode, steps = self._now() - began, []
+        for request in self._requests:
+            marks: list[float] = []
+            latents, info = self._denoiser.run(
+                conditioning, request, on_step=lambda _, to=marks: to.append(self._now())
+            )
+            kinds = [(step.computed, step.branches) for step in info.plan[1:]]  # step 0 also sets up the loop
+            steps += [(kind, after - before) for kind, (before, after) in zip(kinds, pairwise(marks), strict=True)]
         began = self._now()
         self.pipeline.decode(latents)
         return encode, self._now() - began, steps

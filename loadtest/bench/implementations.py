@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from contract.card import ModelCard
-from contract.parameters import GenerationRequest
+from contract.parameters import LOSSLESS, GenerationRequest
 from loadtest.bench.cases import PROMPT_TOKENS, Case
 from wan import keys
 from wan.checkpoint import Checkpoint
@@ -52,7 +52,7 @@ def _card(case: Case) -> ModelCard:
 def _whole_run(case: Case, text_dim: int) -> tuple[GenerationRequest, Tensor, Tensor]:
     """Request, latents [1, C, T', h, w] and text of a run through all steps."""
     card = _card(case)
-    request = card.request(prompt=PROMPT, seed=0, **{"cache_threshold": 0.0, "guidance_end": 1.0} | case.request)
+    request = card.request(prompt=PROMPT, seed=0, **LOSSLESS | case.request)
     shape = card.geometry.latent_shape(request.width, request.height, request.num_frames)
     latents, _, context = _inputs(Case(**case.as_dict() | {"shape": shape}), text_dim)
     return request, latents, context

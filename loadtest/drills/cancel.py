@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from contract.parameters import LOSSLESS
 from service import options
 from service.stack import ROOT, Stack
 
@@ -27,7 +28,7 @@ def measure(url: str, runs: int) -> list[tuple[float, float]]:
                 "width": 64,
                 "height": 64,
                 "num_frames": 17,
-                "cache_threshold": 0,
+                **LOSSLESS,
             }
             job = http.post("/v1/videos", json=body).raise_for_status().json()
             longest, step, changed = 0.0, 0, time.monotonic()

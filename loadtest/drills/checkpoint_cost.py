@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from contract.parameters import LOSSLESS
 from loadtest.base.inputs import ProfileError
 from service.stack import ROOT
 from stages.denoise_run import CHECKPOINT_SHARE, LONGEST_PAUSE, DenoiseRun, Intervals
@@ -48,7 +49,7 @@ class NoMetrics:
 
 def loop_share(pipeline: Pipeline, folder: Path, steps: int, interval: float) -> tuple[float, float, list[float]]:
     """(share of the loop, seconds of the loop, seconds of each checkpoint)."""
-    request = pipeline.card.request(prompt="a red circle moves left", seed=1, steps=steps, cache_threshold=0.0)
+    request = pipeline.card.request(prompt="a red circle moves left", seed=1, steps=steps, **LOSSLESS)
     conditioning, plan = pipeline.condition(request), pipeline.denoiser.plan(request)
     directory = TimedDirectory(folder, "loop").open()
     run = DenoiseRun(request, plan, "model", directory, Intervals(interval, interval), NoMetrics())

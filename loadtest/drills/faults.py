@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from contract.parameters import LOSSLESS
 from loadtest.base.databases import Postgres
 from service import options
 from service.stack import ROOT, Stack
@@ -32,7 +33,7 @@ REQUEST = {
     "width": 64,
     "height": 64,
     "num_frames": 17,
-    "cache_threshold": 0.0,  # every step takes its time
+    **LOSSLESS,  # every step takes its time
 }
 
 

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from contract.parameters import CACHES
+from contract.parameters import CACHES, LOSSLESS, PARAMETERS
 from loadtest.base.inputs import LoadTestError
 from wan.optimize import Options
 
-REQUEST = {"guidance_end": float, "steps": int, "sampler": str}
+REQUEST = {p.name: p.rule.python for p in PARAMETERS if p.tensor}
 LOADING = ("linear", "attention")
 
 DEFAULT = (
@@ -31,7 +31,7 @@ class Setting:
         return "+".join(part.partition("=")[0] for part in self.name.split("+"))
 
 
-BASELINE = Setting("baseline", {"cache_threshold": 0.0, "guidance_end": 1.0})
+BASELINE = Setting("baseline", LOSSLESS)
 
 
 def parse(text: str) -> Setting:
