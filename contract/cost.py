@@ -17,7 +17,7 @@ from pathlib import Path
 
 from contract.errors import InvalidCard
 from contract.geometry import Geometry
-from contract.parameters import PARAMETERS, guided_steps
+from contract.parameters import PARAMETERS, guided_steps, may_skip
 
 PRICED = tuple(p.name for p in PARAMETERS if p.priced)
 Size = tuple[int, int, int]  # width, height, frames
@@ -61,9 +61,12 @@ class CostModel:
 
     def predict(self, request: Mapping, geometry: Geometry) -> float:
         """Seconds of a complete request, of which only the priced parameters are read."""
-        width, height, frames, steps, scale, end, cache, threshold = (request[name] for name in PRICED)
+        width, height, frames, steps, scale, end, cache, threshold, *skip = (request[name] for name in PRICED)
         guided = guided_steps(steps, scale, end)
-        plan = [(computed, 2 if i < guided else 1) for i, computed in enumerate(self.plan(steps, cache, threshold))]
+        plan = [
+            (computed or not may_skip(i, steps, *skip), 2 if i < guided else 1)
+            for i, computed in enumerate(self.plan(steps, cache, threshold))
+        ]
         return self.seconds((width, height, frames), plan, geometry)
 
     def plan(self, steps: int, cache: str, threshold: float) -> list[bool]:

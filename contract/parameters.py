@@ -107,6 +107,14 @@ class _Sampling:
         Number(0, 10), 0.0, label="Cache threshold", aliases=("tea_cache_l1_thresh",), lossless=0.0, priced=True,
         help="0 computes every step; the larger, the more steps are skipped and the less exact is the video.",
     )  # fmt: skip
+    cache_start: float = _parameter(
+        Number(0, 1), 0.0, label="Cache from", priced=True,
+        help="Share of the steps before which every step is computed, whatever the cache says.",
+    )  # fmt: skip
+    cache_end: float = _parameter(
+        Number(0, 1), 1.0, label="Cache until", priced=True,
+        help="Share of the steps after which every step is computed, whatever the cache says.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +191,11 @@ class GenerationRequest(_Sampling):
 def guided_steps(steps: int, guidance_scale: float, guidance_end: float) -> int:
     """How many of `steps` use guidance: ceil of the share, 0.55 of 20 being 11 and not a little more."""
     return 0 if guidance_scale == 1 else math.ceil(round(guidance_end * steps, 6))
+
+
+def may_skip(step: int, steps: int, cache_start: float, cache_end: float) -> bool:
+    """Whether a cache may skip `step`, counted from 0: all of it lies in the range of the run."""
+    return round(cache_start * steps, 6) <= step and step + 1 <= round(cache_end * steps, 6)
 
 
 def _collect(*owners: type, pick: Callable[[Field], bool] = lambda f: True) -> dict[str, Parameter]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from contract.geometry import Geometry
-from contract.parameters import GenerationRequest, guided_steps
+from contract.parameters import GenerationRequest, guided_steps, may_skip
 from wan import samplers
 from wan.dit import Sources, WanDiT
 from wan.errors import InvalidRequest
@@ -197,7 +197,9 @@ class Denoiser:
         computed: list[bool] = []
         for index, expert in enumerate(self.experts):
             computed += _computed(expert, [t for t, c in zip(timesteps, chosen) if c == index], request)
-        guided = guided_steps(len(timesteps), request.guidance_scale, request.guidance_end)
+        steps, span = len(timesteps), (request.cache_start, request.cache_end)
+        computed = [c or not may_skip(i, steps, *span) for i, c in enumerate(computed)]
+        guided = guided_steps(steps, request.guidance_scale, request.guidance_end)
         return tuple(Step(e, c, 2 if i < guided else 1) for i, (e, c) in enumerate(zip(chosen, computed, strict=True)))
 
     def _expert_at(self, timestep: float) -> int:

@@ -16,7 +16,7 @@ from wan.pipeline import Pipeline
 
 WAN21 = Geometry()
 REQUEST = {"width": 832, "height": 480, "num_frames": 81, "steps": 50, "guidance_scale": 5.0} | {
-    "guidance_end": 1.0, "cache": "teacache", "cache_threshold": 0.0,
+    "guidance_end": 1.0, "cache": "teacache", "cache_threshold": 0.0, "cache_start": 0.0, "cache_end": 1.0,
 }  # fmt: skip
 
 
@@ -99,6 +99,7 @@ CACHES = [{"cache_threshold": 0.0}] + [
     for cache in ("teacache", "magcache")
     for threshold in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.6)
 ]
+CACHES += [{"cache": "teacache", "cache_threshold": 0.3, "cache_start": 0.25, "cache_end": 0.8}]
 GUIDANCE = [(1.0, 1.0), (3.0, 1.0), (3.0, 0.75), (3.0, 0.5), (3.0, 0.0)]
 
 

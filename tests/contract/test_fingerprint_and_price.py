@@ -13,7 +13,7 @@ CARD = ModelCard(defaults=Defaults(width=64, height=64, num_frames=17, steps=20)
 REQUEST = CARD.request(prompt="a cat", seed=1, guidance_scale=3.0, cache_threshold=0.1, guidance_end=0.5)
 OTHER = {
     "width": 128, "height": 128, "num_frames": 33, "steps": 10, "guidance_scale": 1.0, "guidance_end": 0.9,
-    "flow_shift": 9.0, "cache_threshold": 0.3, "seed": 2,
+    "flow_shift": 9.0, "cache_threshold": 0.3, "cache_start": 0.5, "cache_end": 0.5, "seed": 2,
 }  # fmt: skip
 COST = CostModel(
     overhead=0.5, per_token=1e-4, per_token_squared=1e-8, per_pixel=1e-6, per_step=0.01, per_skipped_step=0.001,

@@ -52,6 +52,7 @@ def test_the_plan_and_the_guided_steps_are_priced_exactly():
     one_branch = TRUE.step(length, 2, True) - TRUE.step(length, 1, True)
     request = dict(zip(("width", "height", "num_frames"), size)) | {
         "steps": 4, "guidance_scale": 3.0, "guidance_end": 0.75, "cache": "teacache", "cache_threshold": 0.0,
+        "cache_start": 0.0, "cache_end": 1.0,
     }  # fmt: skip
     assert TRUE.predict(request, GEOMETRY) == pytest.approx(full - one_branch)
 

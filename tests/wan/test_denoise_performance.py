@@ -70,6 +70,16 @@ def test_guidance_that_ends_early_saves_a_forward_a_step_and_changes_only_the_re
     assert not torch.equal(seen[1.0][0][3], seen[0.5][0][3])
 
 
+def test_a_cache_skips_only_within_its_range(dit, texts):
+    cache = TeaCacheModel((0.25,))
+    asked = {"steps": 12, "cache_threshold": 0.6}
+    _, everywhere = denoise(dit, *texts, request(**asked), cache)
+    _, within = denoise(dit, *texts, request(**asked, cache_start=0.25, cache_end=0.75), cache)
+    skipped, fewer = ({i for i, step in enumerate(info.plan) if not step.computed} for info in (everywhere, within))
+    assert skipped == {1, 2, 4, 5, 7, 8, 10}
+    assert fewer == {i for i in skipped if 3 <= i < 9}
+
+
 def test_no_guidance_at_all_is_guidance_one(dit, texts):
     never, _ = denoise(dit, *texts, request(guidance_end=0.0))
     one, info = denoise(dit, *texts, request(guidance_scale=1.0))
