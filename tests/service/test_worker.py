@@ -2,13 +2,18 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import time
 
 import httpx
+import psutil
 import pytest
 
 from service import runs
 from service.errors import GenerationRejected, StageHung
+from service.stack import ROOT
 from service.storage import Storage
 from service.store import JobStore, NewJob, upkeep
 from tests.service.fake_triton import FakeTriton
@@ -120,6 +125,31 @@ def test_a_drain_without_a_database_ends_in_time_and_costs_no_attempt(settings, 
     until(lambda: store.sweep() is not None and store.get(job_id).status == "queued", seconds=30)
     assert store.get(job_id).attempts == 0
     store.close()
+
+
+def test_a_worker_ends_although_its_database_hangs(settings, postgres):
+    postgres.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public", "wan")
+    store = JobStore(postgres.url())
+    environment = {"WAN_STATE_DIR": str(settings.state_dir), "WAN_DATABASE_URL": postgres.url(), "WAN_TRITON_URL": "127.0.0.1:9",
+                   "WAN_MODEL_CARD": str(settings.model_card)}  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-m", "service.worker"], cwd=ROOT, env=os.environ | environment)
+    try:
+        until(lambda: store.stats()["workers"] == {"waiting": 1}, seconds=60)
+        store.close()
+        server = psutil.Process(postgres.process.pid)
+        frozen = [server, *server.children(recursive=True)]
+        for part in frozen:
+            part.suspend()
+        try:
+            time.sleep(1.5)  # it asks, and gets no answer
+            process.terminate()
+            assert process.wait(40) == 0
+        finally:
+            for part in frozen:
+                part.resume()
+    finally:
+        process.kill()
+        process.wait()
 
 
 class HungStore(Storage):
