@@ -319,7 +319,7 @@ class Attempt:
         self._reported = report
         if cancel:
             self.ask(Stop.cancel)
-        await self._uploads.told(news)
+        self._uploads.told(news)
         return True
 
     async def _keep_checkpoint(self) -> None:

@@ -18,7 +18,7 @@ class Uploads:
         self.step = lease.job.checkpoint_step or 0
         self.news: dict = {}  # columns of the job
         self._previewed = 0.0
-        self._superseded = False
+        self._supersedes = self._superseded = False
         self._task: asyncio.Task | None = None
 
     def begin(self) -> None:
@@ -40,11 +40,9 @@ class Uploads:
         news, self.news = self.news, {}
         return news
 
-    async def told(self, news: dict) -> None:
+    def told(self, news: dict) -> None:
         """The job names what was stored: the checkpoints of earlier attempts are of no use any more."""
-        if "checkpoint_key" in news and not self._superseded:
-            self._superseded = True
-            await self.remove_checkpoints(self.lease.fence)
+        self._supersedes = self._supersedes or "checkpoint_key" in news
 
     async def remove_checkpoints(self, before: int) -> None:
         """Remove the stored checkpoints of attempts with a smaller fence than `before`."""
@@ -65,6 +63,9 @@ class Uploads:
         try:
             self.news |= await self._checkpoint() or {}
             self.news |= await self._preview() or {}
+            if self._supersedes and not self._superseded:
+                await self.remove_checkpoints(self.lease.fence)
+                self._superseded = True
         except (ServiceError, OSError) as error:
             logger.warning("checkpoint or preview not stored", extra={"reason": str(error)})
 

@@ -53,17 +53,17 @@ class Worker:
     async def run(self) -> None:
         """Work until `drain`."""
         self.settings.runs.mkdir(parents=True, exist_ok=True)
-        await self._take_back()
-        helpers = [asyncio.create_task(self._report()), asyncio.create_task(self._tidy())]
+        leasing, asked = asyncio.create_task(self._keep_leasing()), asyncio.create_task(self.draining.wait())
+        helpers = [leasing, asked, asyncio.create_task(self._report()), asyncio.create_task(self._tidy())]
         stop_listening = self._listen()
         logger.info("worker started", extra={"worker": self.name, "triton": self.settings.triton_url})
         try:
-            while not self.draining.is_set():
-                await self._fill()
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), 1.0)
-                self._wake.clear()
-                await self._pass_on_cancels()
+            await asyncio.wait({leasing, asked}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {leasing}, timeout=EXIT_SECONDS
+            )  # a lease may be under way, a database that hangs is not waited for
+            if leasing.done():
+                leasing.result()
             await self._drain()
         finally:
             stop_listening()
@@ -88,6 +88,15 @@ class Worker:
                 await asyncio.sleep(0.5)
 
     # --- leasing
+
+    async def _keep_leasing(self) -> None:
+        await self._take_back()
+        while not self.draining.is_set():
+            await self._fill()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), 1.0)
+            self._wake.clear()
+            await self._pass_on_cancels()
 
     def _free(self) -> bool:
         busy = sum(attempt.denoising for attempt in self.attempts.values())

@@ -38,7 +38,8 @@ class Database:
         self.engine = self._postgres_engine() if self.postgres else self._sqlite_engine()
 
     def _postgres_engine(self):
-        options = {"connect_timeout": 3, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+        options = {"connect_timeout": 3, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
+                   "tcp_user_timeout": 15_000}  # milliseconds; a host that vanished  # fmt: skip
         return create_engine(
             self.url, pool_size=10, max_overflow=10, pool_timeout=10, pool_pre_ping=True, connect_args=options
         )

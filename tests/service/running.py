@@ -15,11 +15,21 @@ from service.api.app import create_app
 from service.attempt import Tools
 from service.settings import Settings
 from service.storage import Storage
-from service.store import JobStore
+from service.store import JobStore, NewJob
 from service.worker import Worker
 from tests.service.fake_triton import FakeTriton
 
 CARD = Path(__file__).with_name("card.json")
+REQUEST = {
+    "prompt": "p",
+    "width": 32,
+    "height": 32,
+    "num_frames": 5,
+    "steps": 10,
+    "guidance_scale": 1.0,
+    "fps": 16,
+    "seed": 7,
+}
 
 
 def settings_for(folder: Path, **more) -> Settings:
@@ -109,3 +119,19 @@ def wait_for(client: httpx.Client, job_id: str, *statuses: str, seconds: float =
             return video
         time.sleep(0.05)
     raise AssertionError(f"still {video} after {seconds} s, expected {wanted}")
+
+
+def submit(store, **more):
+    return store.submit(NewJob("anonymous", REQUEST | more, cost=1.0))[0].id
+
+
+def until(check, seconds=15.0):
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def over(store, job_id):
+    until(lambda: store.get(job_id).done)
+    return store.get(job_id)

@@ -9,38 +9,12 @@ from service.errors import (
     DeadlineUnreachable,
     IdempotencyMismatch,
     InvalidRequest,
-    LeaseLost,
     NotFound,
     QueueFull,
 )
-from service.store import JobStore, NewJob, Priority, Progress
+from service.store import JobStore, Priority, Progress
 from service.store.queueing import Limits
-
-
-def new(owner="alice", cost=10.0, prompt="a red circle", **more):
-    return NewJob(owner=owner, request={"prompt": prompt, "steps": 20}, cost=cost, **more)
-
-
-def submit(store, clock, *jobs, **more):
-    """Submit one after the other, a second apart."""
-    made = []
-    for job in jobs or (new(**more),):
-        made.append(store.submit(job)[0])
-        clock.advance(1)
-    return made
-
-
-def pass_seconds(store, clock, seconds):
-    """Let time pass in a service that looks after its jobs, as gateways and workers do every few seconds."""
-    for _ in range(seconds // 5):
-        clock.advance(5)
-        store.sweep()
-    clock.advance(seconds % 5)
-    store.sweep()
-
-
-def run(store, lease, status="completed"):
-    return store.complete(lease, f"{lease.request_id}.mp4", 100, {"gpu_seconds": lease.job.cost})
+from tests.service.store.making import new, run, submit
 
 
 def test_a_job_lives_from_queued_to_completed(store, clock):
@@ -128,58 +102,6 @@ def test_two_workers_never_lease_the_same_job(store, clock):
     assert len(taken) == len(set(taken)) == 40
 
 
-def test_an_expired_lease_goes_to_another_worker_and_the_first_can_write_nothing(store, clock):
-    (job,) = submit(store, clock)
-    stale = store.lease("w1")
-    store.heartbeat(stale, Progress(step=7, steps=20, checkpoint_key="c", checkpoint_step=6))
-    pass_seconds(store, clock, 21)
-    assert store.lease("w2") is None  # a short pause before the second attempt
-    clock.advance(2)
-    fresh = store.lease("w2")
-    assert fresh.job.id == job.id
-    assert fresh.fence == stale.fence + 1
-    assert (fresh.job.checkpoint_key, fresh.job.checkpoint_step) == ("c", 6)
-    for write in (
-        lambda: store.heartbeat(stale, Progress(step=9)),
-        lambda: run(store, stale),
-        lambda: store.fail(stale, "x", "y"),
-        lambda: store.cancelled(stale),
-        lambda: store.release(stale),
-    ):
-        with pytest.raises(LeaseLost):
-            write()
-    assert store.get(job.id).step == 6  # where it goes on
-    assert run(store, fresh) == "completed"
-    assert store.get(job.id).video_key == f"{job.id}-2.mp4"
-
-
-def test_a_late_heartbeat_keeps_a_job_that_nobody_took(store, clock):
-    (_job,) = submit(store, clock)
-    lease = store.lease("w1")
-    clock.advance(100)
-    assert store.heartbeat(lease) is False
-    assert run(store, lease) == "completed"
-
-
-def test_the_third_lost_attempt_fails_the_job(store, clock):
-    (job,) = submit(store, clock)
-    for _ in range(3):
-        assert store.lease("w") is not None
-        pass_seconds(store, clock, 60)
-    failed = store.get(job.id)
-    assert (failed.status, failed.error_code, failed.attempts) == ("failed", "worker_lost", 3)
-    assert store.lease("w") is None
-
-
-def test_a_handed_over_job_keeps_its_place_and_its_attempts(store, clock):
-    first, _second = submit(store, clock, new(), new())
-    for _ in range(5):
-        lease = store.lease("w")
-        assert lease.job.id == first.id
-        store.release(lease)
-    assert store.get(first.id).attempts == 0
-
-
 def test_a_rejected_request_fails_without_another_attempt(store, clock):
     (job,) = submit(store, clock)
     assert store.fail(store.lease("w"), "invalid_value", "WIDTH is 17", retry=False) == "failed"
@@ -212,14 +134,6 @@ def test_a_cancel_just_before_the_end_wins(store, clock):
     store.cancel(job.id)
     assert run(store, lease) == "cancelled"
     assert store.get(job.id).video_key is None
-
-
-def test_a_cancelled_job_whose_worker_died_is_not_run_again(store, clock):
-    (job,) = submit(store, clock)
-    store.lease("w")
-    store.cancel(job.id)
-    pass_seconds(store, clock, 60)
-    assert store.get(job.id).status == "cancelled"
 
 
 def test_a_finished_job_cannot_be_cancelled(store, clock):
@@ -414,63 +328,6 @@ def test_changes_wake_a_waiter(store, clock):
     changes.close()
 
 
-def test_a_worker_that_starts_again_gives_its_leases_back_at_once_and_uncounted(store, clock):
-    mine, others = submit(store, clock, new(), new())
-    stale, kept = store.lease("w1"), store.lease("w2")
-    assert store.take_back("w1") == [mine.id]
-    assert [store.get(job.id).status for job in (mine, others)] == ["queued", "in_progress"]
-    fresh = store.lease("w1")
-    assert (fresh.job.id, fresh.job.attempts, fresh.fence) == (mine.id, 1, 2)
-    with pytest.raises(LeaseLost):
-        run(store, stale)
-    assert (run(store, fresh), run(store, kept)) == ("completed", "completed")
-
-
-def test_a_job_that_takes_its_worker_down_each_time_fails_some_day(store, clock):
-    (job,) = submit(store, clock)
-    for _ in range(20):
-        if store.lease("w") is not None:
-            store.take_back("w")
-        clock.advance(40)
-    assert (store.get(job.id).status, store.get(job.id).error_code) == ("failed", "worker_lost")
-
-
-@pytest.mark.parametrize("jump", [-600, 600], ids=["back", "forward"])
-def test_a_clock_that_is_set_takes_no_job_from_a_living_worker_and_frees_that_of_a_dead_one(store, clock, jump):
-    living, dead = submit(store, clock, new(), new())
-    store.sweep()
-    lease = store.lease("w1")
-    assert (lease.job.id, store.lease("w2").job.id) == (living.id, dead.id)
-    clock.advance(jump)
-    for _ in range(6):  # 24 seconds, a lease and a bit
-        store.sweep()
-        store.heartbeat(lease)
-        clock.advance(4)
-    store.sweep()
-    assert [store.get(job.id).status for job in (living, dead)] == ["in_progress", "queued"]
-    assert store.get(dead.id).attempts == 0
-    assert store.lease("w3").job.id == dead.id
-
-
-def test_a_pause_between_attempts_outlives_no_clock_that_is_set_back(store, clock):
-    (job,) = submit(store, clock)
-    store.fail(store.lease("w"), "x", "y")
-    assert store.lease("w") is None
-    clock.advance(-600)
-    assert store.lease("w").job.id == job.id
-
-
-def test_a_lease_that_ran_out_while_the_database_was_away_is_not_counted(store, clock):
-    (job,) = submit(store, clock)
-    store.lease("w")
-    store.sweep()
-    clock.advance(120)  # nobody could sweep
-    store.sweep()
-    assert store.get(job.id).status == "in_progress"
-    pass_seconds(store, clock, 21)
-    assert (store.get(job.id).status, store.get(job.id).attempts) == ("queued", 0)
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -488,23 +345,3 @@ def test_a_repeated_key_with_another_wish_is_refused_by_name(store, clock, chang
     assert store.submit(new(**asked))[0].id == first.id
     with pytest.raises(IdempotencyMismatch, match=f"with another {named};"):
         store.submit(new(**asked | change))
-
-
-def test_a_job_that_was_handed_over_shows_the_step_of_its_checkpoint(store, clock):
-    (job,) = submit(store, clock)
-    lease = store.lease("w")
-    store.heartbeat(lease, Progress(step=9, steps=20, checkpoint_key="c", checkpoint_step=8))
-    store.release(lease)
-    assert store.get(job.id).step == 8
-    assert store.lease("w").job.step == 8
-
-
-def test_finished_jobs_with_stored_checkpoints_are_named_until_these_are_removed(store, clock):
-    (job,) = submit(store, clock)
-    lease = store.lease("w")
-    store.heartbeat(lease, Progress(checkpoint_key="c", checkpoint_step=8))
-    assert store.with_leftovers() == []
-    store.fail(lease, "x", "y", retry=False)
-    assert store.with_leftovers() == [job.id]
-    store.leftovers_removed(job.id)
-    assert store.with_leftovers() == []

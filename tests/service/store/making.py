@@ -1,0 +1,29 @@
+"""Jobs for the tests of the store, and time that passes."""
+
+from service.store import NewJob
+
+
+def new(owner="alice", cost=10.0, prompt="a red circle", **more):
+    return NewJob(owner=owner, request={"prompt": prompt, "steps": 20}, cost=cost, **more)
+
+
+def submit(store, clock, *jobs, **more):
+    """Submit one after the other, a second apart."""
+    made = []
+    for job in jobs or (new(**more),):
+        made.append(store.submit(job)[0])
+        clock.advance(1)
+    return made
+
+
+def pass_seconds(store, clock, seconds):
+    """Let time pass in a service that looks after its jobs, as gateways and workers do every few seconds."""
+    for _ in range(seconds // 5):
+        clock.advance(5)
+        store.sweep()
+    clock.advance(seconds % 5)
+    store.sweep()
+
+
+def run(store, lease, status="completed"):
+    return store.complete(lease, f"{lease.request_id}.mp4", 100, {"gpu_seconds": lease.job.cost})
