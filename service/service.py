@@ -12,7 +12,7 @@ from _bentoml_sdk.io_models import IODescriptor
 from bentoml.validators import ContentType
 
 from service import bento_timeout
-from service.api import problems, sync
+from service.api import problems, sync, videos
 from service.api.app import create_app
 from service.api.guard import Guard
 from service.api.requests import VideoRequest
@@ -46,10 +46,12 @@ class WanService:
     @bentoml.api(input_spec=GenerateBody)
     async def generate(self, ctx: bentoml.Context, **fields) -> Annotated[Path, ContentType("video/mp4")]:
         """Generate a video and return the MP4. The job goes through the same queue as those of `/v1/videos`."""
+        request = ctx.request
         try:
-            answer = await sync.video_of(ctx.request, app.state.gateway, ctx.request.state.caller)
+            key = await videos.idempotency_key_of(request.headers.get("idempotency-key"))
+            answer = await sync.video_of(request, app.state.gateway, request.state.caller, key)
         except ServiceError as error:
-            answer = problems.answer(error, ctx.request.url.path)
+            answer = problems.answer(error, request.url.path)
         ctx.response.status_code = answer.status_code  # BentoML writes it into the answer
         return answer
 

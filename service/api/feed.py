@@ -22,7 +22,8 @@ from service.errors import NotFound, RateLimited, ServiceError, Unavailable
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0  # the longest time between two rounds
 CHANGED_AT_ONCE, WAITING_AT_ONCE = 100, 50  # jobs that are read in one round: changed ones, and places in the queue
-READ_REST, SEND_REST = 4.0, 0.001  # pause: this many times what reading took; seconds for each follower that got news
+READ_REST = 4.0  # pause after reading: this many times what it took
+TELL_AT_ONCE, TELL_REST = 20, 0.02  # followers that get news together; seconds until the next ones do
 TERMINAL = ("completed", "failed", "cancelled")
 
 
@@ -117,20 +118,20 @@ class Feed:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), LOOK_SECONDS)
             self._wake.clear()
-            began, told = time.monotonic(), 0
+            began = time.monotonic()
             if self._followers:
                 try:
                     known = dict(self._last)
-                    told = self._tell(known, await run_in_threadpool(_look, known, changes_of, read))
+                    found = await run_in_threadpool(_look, known, changes_of, read)
+                    await asyncio.sleep(READ_REST * (time.monotonic() - began))
+                    await self._tell(known, found)
                 except ServiceError as error:  # the database is away; the streams outlive that
                     logger.warning("event streams wait", extra={"reason": str(error)})
                 except Exception:
                     logger.exception("event streams broke")
-            await asyncio.sleep(READ_REST * (time.monotonic() - began) + SEND_REST * told)
 
-    def _tell(self, known: dict[str, News], found: dict[str, News | None]) -> int:
-        """Passes news on; how many followers got some."""
-        told = 0
+    async def _tell(self, known: dict[str, News], found: dict[str, News | None]) -> None:
+        """Passes news on, to a few followers at a time: others have their turn between them."""
         for job_id, news in found.items():
             last = known[job_id]
             if self._last.get(job_id) is not last:
@@ -138,10 +139,10 @@ class Feed:
             del self._last[job_id]
             self._last[job_id] = news or last  # at the end: the waiting ones take turns
             if news is None or news.state != last.state:
-                told += len(self._followers[job_id])
-                for follower in self._followers[job_id]:
+                for number, follower in enumerate(list(self._followers[job_id]), 1):
                     follower.tell(news)
-        return told
+                    if number % TELL_AT_ONCE == 0:
+                        await asyncio.sleep(TELL_REST)
 
 
 def _look(

@@ -131,6 +131,15 @@ def test_generate_makes_the_video(alice):
     assert (job["size"], job["seed"], job["priority"]) == ("32x48", 4, "high")
 
 
+def test_generate_honours_an_idempotency_key(alice):
+    made = [
+        alice.post("/generate", json={"prompt": "x", "steps": 1}, headers={"Idempotency-Key": "order-1"})
+        for _ in range(2)
+    ]
+    assert made[0].headers["x-request-id"] == made[1].headers["x-request-id"]
+    assert alice.post("/generate", json={"prompt": "x"}, headers={"Idempotency-Key": "a b"}).status_code == 400
+
+
 def test_generate_holds_a_key_to_its_priority_and_its_place_in_the_queue(site, alice):
     urgent = httpx.post(f"{site[0]}/generate", json={"prompt": "x", "priority": "high"}, headers=bearer("kb"))
     assert (urgent.status_code, error_of(urgent)["param"]) == (403, "priority")
