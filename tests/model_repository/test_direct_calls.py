@@ -64,9 +64,7 @@ def check_refused(triton, stage: str, send) -> str:
     return caught.value.message()
 
 
-@pytest.mark.parametrize(
-    "shape", [(16, 1, 640, 640), (16, 257, 64, 64), (16, 65, 256, 256), (16, 1, 7, 7), (16, 1, 2, 4000)]
-)
+@pytest.mark.parametrize("shape", [(16, 1, 640, 640), (16, 257, 64, 64), (16, 1, 7, 7), (16, 1, 2, 4000)])
 def test_the_decoder_refuses_latents_of_a_video_that_nobody_may_ask_for(triton, shape):
     assert "LATENTS" in check_refused(triton, "vae_decoder", lambda: decode(triton, shape))
 
