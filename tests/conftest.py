@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: the tiny checkpoint and one real Triton server that serves it."""
 
 import os
+import shutil
 from pathlib import Path
 
 # Before torch loads: threads that spin for long while they wait take the cores from the server under test.
@@ -8,9 +9,24 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import pytest
 
+from tests.leftovers import Session, mark_session
+
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 TINY = PROJECT_ROOT / "models" / "tiny"
 REPOSITORY = PROJECT_ROOT / "build" / "test-repository"
+
+
+TEMPORARY = mark_session()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_behind():
+    """Set up before everything and so torn down after it: no process, port, shared memory or temporary file of ours is left."""
+    session = Session(TEMPORARY)
+    yield
+    left = session.left_after(15)
+    shutil.rmtree(TEMPORARY, ignore_errors=True)
+    assert not left, "the tests left behind:\n" + "\n".join(left)
 
 
 @pytest.fixture(scope="session")
