@@ -23,6 +23,7 @@ def mark_session() -> Path:
     """Mark this process's future children and give them a temporary folder of their own; returns the folder."""
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest keeps its last folders on purpose
     folder = Path(tempfile.mkdtemp(prefix="wan-tests-"))
+    folder.chmod(0o711)  # PostgreSQL runs as another user and must get to its folder below
     os.environ |= {MARK: folder.name, "TMPDIR": str(folder)}
     tempfile.tempdir = None  # what Python found before
     return folder
