@@ -14,9 +14,9 @@ import psutil
 
 MARK = "TESTS_OF_WAN"
 SHARED_MEMORY = Path("/dev/shm")
-# Helpers of Python and torch that end with their parent, and caches that torch and matplotlib keep on purpose.
+# Helpers of Python and torch that end with their parent, and files that torch, matplotlib and ONNX Runtime keep on purpose.
 HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "torch._inductor.compile_worker")
-CACHES = ("torchinductor_", "matplotlib-")
+CACHES = ("torchinductor_", "matplotlib-", ".ses")
 
 
 def mark_session() -> Path:
