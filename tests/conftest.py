@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import pytest
+
+from tests.leftovers import Session, mark_session
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 TINY = PROJECT_ROOT / "models" / "tiny"
@@ -25,6 +28,19 @@ def pytest_terminal_summary(terminalreporter):
         counts = ", ".join(f"{package} ({count})" for package, count in missing.most_common())
         terminalreporter.write_line(f"Skipped for want of system packages: {counts}")
         terminalreporter.write_line(f"To run them: apt-get install {' '.join(sorted(missing))}")
+
+
+TEMPORARY = mark_session()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_behind():
+    """Set up before everything and so torn down after it: no process, port, shared memory or temporary file of ours is left."""
+    session = Session(TEMPORARY)
+    yield
+    left = session.left_after(15)
+    shutil.rmtree(TEMPORARY, ignore_errors=True)
+    assert not left, "the tests left behind:\n" + "\n".join(left)
 
 
 @pytest.fixture(scope="session")

@@ -63,6 +63,13 @@ class Deployment:
         }  # fmt: skip
         (folder / "metrics").mkdir()
         self.processes: dict[str, Process] = {}
+        self.triton_metrics = triton.metrics_url.removeprefix("http://").removesuffix("/metrics")
+        self._started = contextlib.ExitStack()
+
+    def start(self) -> None:
+        """Whatever fails or skips on the way, `stop` ends what was started."""
+        folder = self.folder
+        self._started.callback(self._stop_processes)
         command = [
             "bentoml",
             "serve",
@@ -73,15 +80,16 @@ class Deployment:
             str(self.gateway_port),
         ]
         self.processes["gateway"] = Process("gateway", command, self.environment, folder)
-        metrics = triton.metrics_url.removeprefix("http://").removesuffix("/metrics")
         workers = {name: [f"127.0.0.1:{port}"] for name, port in self.worker_ports.items()}
-        workers["w1"] = [metrics, *workers["w1"]]
+        workers["w1"] = [self.triton_metrics, *workers["w1"]]
         rules = folder / "rules.yaml"
         groups = yaml.safe_load((K8S / "components/monitoring/rules.yaml").read_text())["spec"]["groups"]
         rules.write_text(yaml.safe_dump({"groups": [group | {"interval": "1s"} for group in groups]}))
         gateway = {"g1": [f"127.0.0.1:{self.gateway_port}"]}
         self.prometheus = Prometheus(folder, {"wan-gateway": gateway, "wan-triton": workers}, rules)
+        self._started.callback(self.prometheus.stop)
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.gateway_port}", timeout=30)
+        self._started.callback(self.client.close)
         until(lambda: self._ready(), 120)
 
     def _ready(self) -> bool:
@@ -113,10 +121,11 @@ class Deployment:
         return all(self.status(job)["status"] == "completed" for job in jobs)
 
     def stop(self) -> None:
-        self.client.close()
+        self._started.close()
+
+    def _stop_processes(self) -> None:
         for process in reversed(self.processes.values()):
             process.stop()
-        self.prometheus.stop()
 
 
 def until(check, seconds: float = 200):
@@ -130,8 +139,11 @@ def until(check, seconds: float = 200):
 @pytest.fixture(scope="module")
 def wan(triton, checkpoint, tmp_path_factory):
     deployment = Deployment(triton, checkpoint, tmp_path_factory.mktemp("wan"))
-    yield deployment
-    deployment.stop()
+    try:
+        deployment.start()
+        yield deployment
+    finally:
+        deployment.stop()
 
 
 def test_the_query_of_the_manifests_gives_the_replicas_of_the_formula(wan):
