@@ -55,21 +55,12 @@ def sage(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def int8(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """Our own kernel: INT8 queries and keys, probabilities and values as they come."""
-    return sdpa(q, k, v, bias) if bias is not None else _eight_bit(q, k, v)
+    return sdpa(q, k, v, bias) if bias is not None else int8_attention.attention(q, k, v)
 
 
 def int8_fp8(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """Our own kernel: INT8 queries and keys, FP8 probabilities and values."""
-    return sdpa(q, k, v, bias) if bias is not None else _eight_bit(q, k, v, fp8_values=True)
-
-
-def _eight_bit(q: Tensor, k: Tensor, v: Tensor, fp8_values: bool = False) -> Tensor:
-    """The kernel on a GPU, its reference elsewhere."""
-    if not q.is_cuda:
-        return int8_attention.reference(q, k, v, fp8_values)
-    from wan.attention_kernels.int8 import forward
-
-    return forward(q, k, v, fp8_values)
+    return sdpa(q, k, v, bias) if bias is not None else int8_attention.attention(q, k, v, fp8_values=True)
 
 
 def _capability(device: torch.device) -> tuple[int, int]:

@@ -1,5 +1,4 @@
-"""8-bit self-attention: INT8 queries and keys, values as they come or FP8. The quantisation, and a
-reference of the arithmetic that runs anywhere; the kernel for GPUs is in `wan.attention_kernels.int8`.
+"""8-bit self-attention: INT8 queries and keys, values as they come or FP8. The kernel runs on a GPU, the reference anywhere.
 
 After SageAttention (Zhang et al., arXiv:2410.02367): the mean key is taken off first, which shifts all scores of a
 query alike and so changes no probability, but removes the outliers that would waste the eight bits. Scales are per
@@ -59,3 +58,12 @@ def reference(q: Tensor, k: Tensor, v: Tensor, fp8_values: bool = False) -> Tens
         weights, values = weights.to(v.dtype).float(), v.float()
     out = weights @ values.transpose(1, 2) / total  # [B, H, S, D]
     return out.transpose(1, 2).flatten(2).to(q.dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, fp8_values: bool = False) -> Tensor:
+    """8-bit attention, [B, S, H, D] x [B, L, H, D] to [B, S, H * D], by the kernel on a GPU."""
+    if not q.is_cuda:
+        return reference(q, k, v, fp8_values)
+    from wan.attention_kernels.int8 import forward
+
+    return forward(q, k, v, fp8_values)
