@@ -126,7 +126,10 @@ def _packaged(build: Build, precision: Precision | None) -> dict:
             build.checkpoint, build.weights, folder, *recipe, progress=lambda name, count: bar.update(count)
         )
     if described["errors"]:
-        plot_errors(folder / package.ERRORS_FILE, folder / ERROR_PLOT)
+        try:
+            plot_errors(folder / package.ERRORS_FILE, folder / ERROR_PLOT)
+        except ImportError:  # the images that serve have no matplotlib
+            build.say(f"without matplotlib {package.ERRORS_FILE} is not drawn")
     return described
 
 
