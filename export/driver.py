@@ -44,7 +44,7 @@ def _export_locked(build: Build, name: str) -> bool:
         "source": _source(build, target, old),
         "code": manifest.describe_code(target.code),
     }
-    if manifest.is_current(out, old, build.wanted, build.report) and target.fits(old, build.report):
+    if old and manifest.is_current(out, old, build.wanted, build.report) and target.fits(old, build.report):
         build.report(f"{out} is up to date")
         return False
     if target.placed:

@@ -121,12 +121,17 @@ def _packaged(build: Build, precision: Precision | None) -> dict:
     folder = paths.dit_checkpoint(build.repository)
     elements = sum(prod(build.weights.shape(name)) for name in build.weights.names)
     with tqdm(total=elements, unit="el", unit_scale=True, desc="DiT", leave=False, disable=None) as bar:
+
+        def progress(name: str, count: int) -> None:
+            bar.update(count)
+
         recipe = precision, build.loras, build.key(*build.recipe)
-        described = package.package(
-            build.checkpoint, build.weights, folder, *recipe, progress=lambda name, count: bar.update(count)
-        )
+        described = package.package(build.checkpoint, build.weights, folder, *recipe, progress=progress)
     if described["errors"]:
-        plot_errors(folder / package.ERRORS_FILE, folder / ERROR_PLOT)
+        try:
+            plot_errors(folder / package.ERRORS_FILE, folder / ERROR_PLOT)
+        except ImportError:  # the images that serve have no matplotlib
+            build.say(f"without matplotlib {package.ERRORS_FILE} is not drawn")
     return described
 
 

@@ -78,8 +78,8 @@ def _overlap(mask: np.ndarray, shape: str) -> float:
     center, radius = _centroid(mask), np.sqrt(mask.sum() / np.pi)
     shift = np.zeros(2)
     for _ in range(3):  # the template's own centroid and area are known only once it is drawn
-        values = torch.tensor([*(center + shift), radius], dtype=torch.float32)
-        template = coverage(shape, *values, size=size).numpy()
+        x, y, r = torch.tensor([*(center + shift), radius], dtype=torch.float32)
+        template = coverage(shape, x, y, r, size=size).numpy()
         if template.sum() == 0:
             return 0.0
         shift += center - _centroid(template)
@@ -104,9 +104,13 @@ def check(frames: np.ndarray, asked: Scene) -> Verdict:
         step = (int(np.sign(dx)), 0) if abs(dx) > abs(dy) else (0, int(np.sign(dy)))
         direction = next(name for name, (_, d) in DIRECTIONS.items() if d == step)
     sampled = masks[:: max(1, len(masks) // 5)]
-    scores = {shape: np.mean([_overlap(mask, shape) for mask in sampled]) for shape in SHAPES}
+    scores = {shape: float(np.mean([_overlap(mask, shape) for mask in sampled])) for shape in SHAPES}
     return Verdict(
-        asked, max(scores, key=scores.get), _nearest(COLORS, color), direction, _nearest(BACKGROUNDS, background)
+        asked,
+        max(scores, key=scores.__getitem__),
+        _nearest(COLORS, color),
+        direction,
+        _nearest(BACKGROUNDS, background),
     )
 
 

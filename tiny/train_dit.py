@@ -11,6 +11,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import torch
@@ -30,7 +31,7 @@ from wan.samplers import shifted
 from wan.text import TEXT_LENGTH
 from wan.vae import FeatureCache, WanVAE
 
-ARCHITECTURE = dict(dim=192, num_layers=6, num_heads=4, ffn_dim=512, text_dim=TEXT["d_model"])
+ARCHITECTURE: dict[str, Any] = dict(dim=192, num_layers=6, num_heads=4, ffn_dim=512, text_dim=TEXT["d_model"])
 FLOW_SHIFT = 3.0
 EMPTY_PROMPTS = 0.1
 EMA = 0.997
@@ -45,7 +46,8 @@ def encode_clips(out: Path, count: int) -> tuple[list[Scene], Tensor]:
     if cache.is_file():
         return scenes, load_file(cache)["latents"]
     statistics = json.loads((out / LATENTS_FILE).read_text())
-    vae = WanVAE(VAEConfig(**VAE, **{k: tuple(v) for k, v in statistics.items()})).channels_last()
+    config: dict[str, Any] = VAE | {k: tuple(v) for k, v in statistics.items()}
+    vae = WanVAE(VAEConfig(**config)).channels_last()
     vae.load_state_dict(load_file(out / "vae.safetensors"))
     mean, std = vae._statistics(torch.zeros(1))
     latents = []
@@ -82,8 +84,9 @@ def initialise(dit: WanDiT) -> None:
             nn.init.zeros_(module.bias)
     nn.init.xavier_uniform_(dit.patch_embedding.weight.flatten(1))
     for layer in (dit.text_embedding, dit.time_embedding):
-        for linear in (layer[0], layer[2]):
-            nn.init.normal_(linear.weight, std=0.02)
+        for linear in layer.children():
+            if isinstance(linear, nn.Linear):
+                nn.init.normal_(linear.weight, std=0.02)
     for part in (*dit.blocks, dit.head):
         nn.init.normal_(part.modulation, std=dit.config.dim**-0.5)
     nn.init.zeros_(dit.head.head.weight)
@@ -118,14 +121,15 @@ def train(
         prompts = ["" if rng.random() < EMPTY_PROMPTS else scenes[i].random_prompt(rng) for i in index.tolist()]
         x0 = latents[index]
         noise = torch.randn(x0.shape, generator=generator)
-        sigma = shifted(torch.rand(batch_size, generator=generator), FLOW_SHIFT)
+        sigma: Any = shifted(torch.rand(batch_size, generator=generator), FLOW_SHIFT)  # type: ignore[arg-type]
         mixed = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1, 1))
         loss = F.mse_loss(dit(mixed, 1000 * sigma, embed(prompts)), noise - x0)
         dit.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(dit.parameters(), 1.0)
-        for part in (*optimizers, *schedules):
-            part.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         decay = min(EMA, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), list(dit.parameters()), 1 - decay)
         losses.append(loss.item())

@@ -9,6 +9,7 @@ import io
 import random
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import torch
@@ -21,7 +22,7 @@ from wan.checkpoint import build_umt5
 from wan.config import TextConfig
 from wan.text import clean_prompt
 
-ARCHITECTURE = dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4)
+ARCHITECTURE: dict[str, Any] = dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4)
 ATTRIBUTES = {
     "shape": list(SHAPES),
     "color": list(COLORS),
@@ -84,7 +85,7 @@ class Heads(nn.Module):
     def loss(self, hidden: Tensor, mask: Tensor, target: Tensor) -> tuple[Tensor, float]:
         pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         logits = [head(pooled) for head in self.heads]
-        loss = sum(F.cross_entropy(x, target[:, i]) for i, x in enumerate(logits))
+        loss = torch.stack([F.cross_entropy(x, target[:, i]) for i, x in enumerate(logits)]).sum()
         correct = torch.stack([x.argmax(1) == target[:, i] for i, x in enumerate(logits)]).all(0)
         return loss, correct.float().mean().item()
 

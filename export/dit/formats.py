@@ -162,5 +162,5 @@ def with_dit(checkpoint: Checkpoint, dit: Path | None) -> Checkpoint:
         [file.resolve() for file in files], keys.dit_from_diffusers
     )  # official names stay as they are
     replaced = copy.copy(checkpoint)
-    replaced.dit_tensors = lambda: tensors
+    replaced.dit_tensors = lambda: tensors  # type: ignore[method-assign]
     return replaced

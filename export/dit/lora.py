@@ -142,7 +142,7 @@ class Lora:
             raise LoraError(f"{self.path}: {module} has no {missing} matrix")
         if entry.down is None and entry.alpha is not None:
             raise LoraError(f"{self.path}: {module} has an alpha but no matrices")
-        if entry.down is not None:
+        if entry.down is not None and entry.up is not None:
             shape = (entry.up.shape[0], entry.down.shape[1])
             if (
                 entry.up.shape[1] != entry.down.shape[0]
@@ -176,7 +176,7 @@ class Lora:
             return tensor
         if "." + leaf in entry.added:
             tensor = tensor + self.strength * entry.added["." + leaf].float().reshape(tensor.shape)
-        if leaf == "weight" and entry.down is not None:
+        if leaf == "weight" and entry.down is not None and entry.up is not None:
             scale = 1.0 if entry.alpha is None else entry.alpha / entry.down.shape[0]
             delta = torch.mm(entry.up.float(), entry.down.float()).reshape(tensor.shape)
             tensor = tensor + self.strength * scale * delta

@@ -202,7 +202,8 @@ def _copy_settings(checkpoint: Checkpoint, folder: Path, target: Path) -> None:
 
 
 def _write_index(target: Path, files: list[Path]) -> None:
-    where, size = {}, 0
+    where: dict[str, str] = {}
+    size = 0
     for file in files:
         with safe_open(file, framework="pt") as handle:
             where |= dict.fromkeys(handle.keys(), file.name)

@@ -12,6 +12,7 @@ parts of the PyTorch module before it is traced:
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,9 +85,13 @@ class Bf16Vae(nn.Module):
         self.vae = copy.deepcopy(vae).to(BF16)
         _swap(self.vae)
         # The statistics of the latents apply in float32, outside of these casts.
-        self.vae.conv2 = _Cast(self.vae.conv2, into=BF16)
-        self.vae.encoder = _Cast(self.vae.encoder, into=BF16)
-        self.vae.conv1 = _Cast(self.vae.conv1, out_of=torch.float32)
+        casts = {
+            "conv2": _Cast(self.vae.conv2, into=BF16),
+            "encoder": _Cast(self.vae.encoder, into=BF16),
+            "conv1": _Cast(self.vae.conv1, out_of=torch.float32),
+        }
+        for name, cast in casts.items():
+            setattr(self.vae, name, cast)
 
     def decode_step(self, latents: Tensor, cache: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         frames, cache = self.vae.decode_step(latents, cache)
@@ -114,7 +119,8 @@ def use_float32_softmax(encoder: TextEncoder) -> TextEncoder:
 
     ALL_ATTENTION_FUNCTIONS.register(FLOAT32_SOFTMAX, _float32_softmax)
     ALL_MASK_ATTENTION_FUNCTIONS.register(FLOAT32_SOFTMAX, eager_mask)
-    encoder.encoder.set_attn_implementation(FLOAT32_SOFTMAX)
+    network: Any = encoder.encoder
+    network.set_attn_implementation(FLOAT32_SOFTMAX)
     return encoder
 
 

@@ -95,6 +95,7 @@ def vae_profiles(
 
     def shapes_of(width: int, height: int) -> dict[str, tuple[int, ...]]:
         h, w = height // stride, width // stride
+        shapes: dict[str, tuple[int, ...]]
         if encoder:
             shapes = {"FRAMES": (1, 3, 1 if first else config.temporal_stride, height, width)}
         else:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,8 +55,8 @@ def _export(checkpoint, out, options=OPTIONS) -> tuple[bool, list[str]]:
 
 @pytest.mark.usefixtures("known_graphs")
 def test_without_tensorrt_everything_else_is_done_and_kept(checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt_bindings", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", None)
     with pytest.raises(ImportError):
         import_tensorrt()
     out = tmp_path / "repository"
@@ -138,6 +140,18 @@ def test_an_interrupted_run_does_not_build_again_what_it_has(checkpoint, tmp_pat
     assert written
     assert [job.plan.name for job in tensorrt] == ["model.plan", "first.plan", "next.plan"]
     assert not any("DiT weights" in line for line in said)
+
+
+def test_without_matplotlib_the_errors_are_written_but_not_drawn(checkpoint, tmp_path, monkeypatch):
+    for module in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+        monkeypatch.setitem(sys.modules, module, None)
+    only = {"DiT package": targets.quantised_dit}
+    monkeypatch.setitem(targets.TARGETS, "gpu", replace(targets.TARGETS["gpu"], steps=only))
+    out = tmp_path / "repository"
+    written, said = _export(checkpoint, out)
+    assert written
+    assert any("without matplotlib" in line for line in said)
+    assert {file.name for file in paths.dit_checkpoint(out).glob("fp8_errors*")} == {"fp8_errors.json"}
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_built(checkpoint, tmp_path):
