@@ -50,8 +50,8 @@ def test_a_bad_option_is_rejected_by_name(triton, option, named):
     ("message", "whose"),
     [
         ("LATENTS is 'NaN or infinity'; allowed: finite numbers", GenerationFailed),
-        ("in ensemble 'wan_t2v', NEGATIVE_CONTEXT is 'NaN or infinity'; allowed: finite numbers", GenerationFailed),
-        ("in ensemble 'wan_t2v', PROMPT is 'LATENTS is'; allowed: less", GenerationRejected),
+        ("in ensemble 'wan', NEGATIVE_CONTEXT is 'NaN or infinity'; allowed: finite numbers", GenerationFailed),
+        ("in ensemble 'wan', PROMPT is 'LATENTS is'; allowed: less", GenerationRejected),
         ("WIDTH is 17; allowed: a multiple of 16", GenerationRejected),
     ],
 )
