@@ -81,7 +81,6 @@ def admit(conn: Connection, now: float, new: NewJob, limits: Limits) -> None:
 
 def add(conn: Connection, now: float, new: NewJob, limits: Limits) -> Job:
     """Insert an admitted job at its place."""
-    shares.arrive(conn, new.owner, new.weight)
     values = {
         "id": new.id,
         "owner": new.owner,
@@ -100,9 +99,10 @@ def add(conn: Connection, now: float, new: NewJob, limits: Limits) -> Job:
         "steps": new.request.get("steps", 0),
         "webhook_url": new.webhook_url,
     }
-    conn.execute(insert(jobs).values(**values))
+    row = conn.execute(insert(jobs).values(**values).returning(jobs)).one()
+    shares.arrive(conn, new.owner, new.weight)
     shares.enqueued(conn, new.owner, int(new.priority), new.cost)
-    return find(conn, new.id)
+    return Job.from_row(row)
 
 
 def cancel(conn: Connection, now: float, job: Job, retention: float) -> None:
