@@ -25,7 +25,7 @@ from export.tensorrt import graphs, plans
 from export.tensorrt.builder import load_tensorrt
 from export.tensorrt.vae_cache import decoder_slots
 from stages.artifacts import ArtifactError
-from stages.plans import check_plan
+from stages.trt_plans import check_plan
 from stages.trt_runtime import import_tensorrt
 from wan.text import TEXT_LENGTH
 

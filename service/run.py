@@ -11,8 +11,8 @@ import httpx
 from contract import arguments as arguments_of
 from service import options
 from service.errors import SettingsError
+from service.launcher.server import TritonServerError
 from service.stack import Stack, StackError, check_settings, exported
-from service.tritonserver import TritonServerError
 
 BAR = 28
 

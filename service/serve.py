@@ -7,9 +7,9 @@ import time
 
 from service import options
 from service.errors import SettingsError
+from service.launcher.server import TritonServerError
 from service.run import say
 from service.stack import Stack, StackError, check_settings, exported
-from service.tritonserver import TritonServerError
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

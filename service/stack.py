@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from service.launcher.server import TritonServer
 from service.settings import load_settings
-from service.tritonserver import TritonServer
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 120.0

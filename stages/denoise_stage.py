@@ -11,14 +11,14 @@ import torch
 from contract.errors import InvalidRequest
 from contract.parameters import LOSSLESS, GenerationRequest
 from stages.artifacts import Artifacts
-from stages.denoise_run import DenoiseRun, Intervals
 from stages.device import device_tensor, leave_room, on_device
 from stages.inputs import find, flag, json_object, scalar
 from stages.limits import Limits
 from stages.metrics import DenoiseMetrics
 from stages.preview import PreviewProjection
-from stages.rundir import RunDirectory, sweep
+from stages.run_directory import RunDirectory, sweep
 from stages.settings import StageSettings, threads
+from stages.step_hook import Intervals, StepHook
 from wan import compile
 from wan.checkpoint import Checkpoint
 from wan.denoise import Conditioning
@@ -76,7 +76,7 @@ class DenoiseStage:
         context, negative = device_tensor(request, "CONTEXT", dims), device_tensor(request, "NEGATIVE_CONTEXT", dims)
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
         preview = self._preview if flag(request, "preview") else None
-        run = DenoiseRun(
+        run = StepHook(
             generation, self._denoiser.plan(generation), self._model, directory and directory.open(), self._intervals,
             self._metrics, preview, gone=request.is_cancelled,
         )  # fmt: skip
@@ -88,7 +88,7 @@ class DenoiseStage:
         return {"LATENTS": latents, "INFO": np.array([json.dumps(info)], np.object_)}
 
     def _run(
-        self, run: DenoiseRun, generation: GenerationRequest, conditioning: Conditioning
+        self, run: StepHook, generation: GenerationRequest, conditioning: Conditioning
     ) -> tuple[torch.Tensor, dict]:
         began, success = time.monotonic(), False
         try:

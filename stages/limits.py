@@ -7,8 +7,8 @@ from contract.errors import InvalidRequest
 from contract.geometry import Geometry
 from contract.parameters import BY_NAME, CACHES, GenerationRequest
 from stages.artifacts import Artifacts
-from stages.plans import check_size
 from stages.settings import StageSettings
+from stages.trt_plans import check_size
 
 
 @dataclass(frozen=True)

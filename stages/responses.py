@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from stages.rundir import CheckpointRefused
+from stages.run_directory import CheckpointRefused
 from wan.errors import Cancelled, InvalidRequest
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import numpy as np
 from stages.artifacts import Artifacts
 from stages.inputs import generation_request
 from stages.limits import Limits
-from stages.rundir import RunDirectory
+from stages.run_directory import RunDirectory
 from stages.settings import StageSettings
 from wan.text import Tokenizer
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from contract.geometry import Geometry
 from stages.artifacts import ArtifactError, Artifacts
 from stages.device import on_device
-from stages.plans import check_content, check_plan, profile_index
+from stages.trt_plans import check_content, check_plan, profile_index
 
 FIRST_PLAN, NEXT_PLAN = "first.plan", "next.plan"
 

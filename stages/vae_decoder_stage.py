@@ -12,7 +12,7 @@ from stages.device import device_tensor
 from stages.inputs import json_object, scalar
 from stages.limits import Limits
 from stages.metrics import StageMetrics
-from stages.rundir import RunDirectory
+from stages.run_directory import RunDirectory
 from stages.settings import StageSettings, threads
 from stages.vae_runtime import OnnxVae, VaeRuntime, decode
 from wan.errors import Cancelled, InvalidRequest

@@ -65,7 +65,7 @@ def triton(repository, tmp_path_factory):
 
     Steps of the tiny model take milliseconds, so checkpoints and previews are written after every one.
     """
-    from service.tritonserver import TritonServer
+    from service.launcher.server import TritonServer
 
     eager = {"WAN_CHECKPOINT_SECONDS": "0.001", "WAN_PREVIEW_SECONDS": "0.001"}
     folder = tmp_path_factory.mktemp("triton")

@@ -22,4 +22,4 @@ COPY models/tiny models/tiny
 COPY service service
 
 USER 1000:1000
-CMD ["python3", "-m", "service.tritonserver", "--help"]
+CMD ["python3", "-m", "service.launcher", "--help"]

@@ -23,13 +23,13 @@ import numpy as np
 import uvicorn
 
 from service.api.app import create_app
-from service.attempt import Tools
 from service.settings import Settings
 from service.stack import ROOT
 from service.storage import Storage
 from service.store import JobStore
 from service.store.jobs import COMPLETED, Job
-from service.worker import Worker
+from service.worker.attempt import Tools
+from service.worker.worker import Worker
 
 
 class PacedGenerator:

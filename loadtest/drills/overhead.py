@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc as grpcclient
 
-from service.tritonserver import TritonServer
+from service.launcher.server import TritonServer
 from wan.pipeline import Pipeline
 
 LIMIT_SHARE, LIMIT_SECONDS = 0.05, 0.05

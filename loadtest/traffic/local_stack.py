@@ -15,8 +15,8 @@ from pathlib import Path
 
 from loadtest.traffic.profile import Profile
 from service.errors import SettingsError
+from service.launcher.server import TritonServerError
 from service.stack import ROOT, Stack, StackError
-from service.tritonserver import TritonServerError
 
 FOLDER = ROOT / "build" / "loadtest-stack"
 CHECKPOINT = ROOT / "models" / "tiny"

@@ -34,7 +34,7 @@ def on_cpu(checkpoint, repository, tmp_path):
 
 
 def test_ensemble_of_the_gpu_target_loads_and_answers(on_cpu, tmp_path):
-    from service.tritonserver import TritonServer
+    from service.launcher.server import TritonServer
 
     prompt = grpcclient.InferInput("PROMPT", [1], "BYTES")
     prompt.set_data_from_numpy(np.array([b"a red circle"], np.object_))

@@ -205,14 +205,14 @@ def test_pre_stop_under_load_loses_nothing(wan):
     jobs = [wan.submit(**SMALL | {"steps": 800, "cache_threshold": 0.0}, seed=200 + n) for n in range(4)]
     until(lambda: any(wan.status(job)["step"] > 2 for job in jobs))
     hook = container("spot", "Deployment/wan-triton", "worker")["lifecycle"]["preStop"]["exec"]["command"]
-    assert hook[:3] == ["python3", "-m", "service.drain"]
+    assert hook[:3] == ["python3", "-m", "service.worker.drain"]
     arguments = hook[3:]
     arguments[arguments.index("--run-dir") + 1] = wan.environment["WAN_RUN_DIR"]
     arguments += ["--pid", str(wan.processes["w1"].process.pid), "--finish", "3600"]  # no job fits: all are handed over
     budget = float(arguments[arguments.index("--budget") + 1])
     began = time.monotonic()
     hooked = subprocess.run(
-        [sys.executable, "-m", "service.drain", *arguments], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "service.worker.drain", *arguments], cwd=ROOT, capture_output=True, text=True
     )
     assert hooked.returncode == 0, hooked.stderr
     assert time.monotonic() - began < budget + 2

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from export.placement import parse_placement
-from service.drain import parse_arguments as drain_arguments
+from service.worker.drain import parse_arguments as drain_arguments
 from tests.k8s.rendering import (
     GPU_SERVING,
     K8S,
@@ -93,12 +93,12 @@ def test_a_database_that_is_away_restarts_no_gateway(overlay):
 
 @pytest.mark.parametrize("overlay", SERVING)
 def test_a_probe_gives_up_before_kubelet_cuts_it_off(overlay):
-    from service.probe import parse_arguments
+    from service.launcher.probe import parse_arguments
 
     triton = container(overlay, TRITON, "triton")
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
         command = triton[name]["exec"]["command"]
-        assert command[:3] == ["python3", "-m", "service.probe"]
+        assert command[:3] == ["python3", "-m", "service.launcher.probe"]
         options = parse_arguments(command[3:])
         # The probe asks several questions, of which at most the last one takes long.
         assert options.timeout < triton[name]["timeoutSeconds"]
@@ -187,7 +187,7 @@ def test_grace_period_covers_drain_and_shutdown(overlay):
     pod = pod_spec(named(overlay, "Deployment", "wan-triton"))
     worker, triton = container(overlay, TRITON, "worker"), container(overlay, TRITON, "triton")
     command = worker["lifecycle"]["preStop"]["exec"]["command"]
-    assert command[:3] == ["python3", "-m", "service.drain"]
+    assert command[:3] == ["python3", "-m", "service.worker.drain"]
     budget = drain_arguments(command[3:]).budget
     arguments = [a for a in triton.get("args", []) if a.startswith("--exit-timeout-secs=")]
     # The launcher of the demo has no such argument; its own limit is 30 s.

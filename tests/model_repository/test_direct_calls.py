@@ -8,7 +8,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from stages.rundir import KEPT_DIRECTORIES
+from stages.run_directory import KEPT_DIRECTORIES
 from tests.model_repository.client import metric
 
 GENERATION = {

@@ -12,11 +12,11 @@ import httpx
 import uvicorn
 
 from service.api.app import create_app
-from service.attempt import Tools
 from service.settings import Settings
 from service.storage import Storage
 from service.store import JobStore, NewJob
-from service.worker import Worker
+from service.worker.attempt import Tools
+from service.worker.worker import Worker
 from tests.service.fake_triton import FakeTriton
 
 CARD = Path(__file__).with_name("card.json")

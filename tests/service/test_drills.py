@@ -13,10 +13,10 @@ import time
 import httpx
 import pytest
 
+from service.launcher.server import TritonServer
 from service.stack import ROOT
 from service.storage import Storage
 from service.store import JobStore, NewJob
-from service.tritonserver import TritonServer
 from tests.service.fake_triton import FakeTriton
 from tests.service.running import gateway, settings_for, worker
 

@@ -13,7 +13,7 @@ from stages.artifacts import Artifacts
 from stages.denoise_stage import DenoiseStage
 from stages.device import NotFinite
 from stages.metrics import DenoiseMetrics
-from stages.rundir import CheckpointRefused
+from stages.run_directory import CheckpointRefused
 from stages.settings import StageSettings
 from tests.stages.recording_metrics import RecordingBackend
 from tests.stages.requests import Request, text

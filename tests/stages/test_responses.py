@@ -3,7 +3,7 @@ import pytest
 
 from stages.device import NotFinite
 from stages.responses import answer
-from stages.rundir import CheckpointRefused
+from stages.run_directory import CheckpointRefused
 from tests.stages.requests import Request
 from wan.errors import Cancelled, InvalidRequest
 

@@ -3,7 +3,7 @@ import pytest
 from contract import Defaults, ModelCard
 from export.tensorrt.sizes import OFFICIAL, SizeError, parse_sizes, vae_profiles
 from export.tensorrt.vae_cache import decoder_slots
-from stages.plans import check_size, profile_index
+from stages.trt_plans import check_size, profile_index
 from wan.config import VAEConfig
 from wan.errors import InvalidRequest
 

@@ -11,7 +11,7 @@ from loadtest.traffic.profile import Order, Shape
 from loadtest.traffic.session import run_profile
 from loadtest.traffic.targets.triton import tensors_of
 from loadtest.traffic.targets.videos import body_of
-from service.tritonserver import TritonServer
+from service.launcher.server import TritonServer
 from tests.loadtest.sleeping_triton import write_repository
 
 LOSSY = {"guidance_end": 0.75, "cache": "magcache", "cache_threshold": 0.1}

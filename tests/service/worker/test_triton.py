@@ -6,7 +6,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from service.errors import GenerationFailed, GenerationRejected
-from service.triton import TritonGenerator, _translated
+from service.worker.triton import TritonGenerator, _translated
 
 # A request as it was stored before the lossy options could be asked for.
 OLD = {"prompt": "a red circle", "negative_prompt": "", "width": 32, "height": 32, "num_frames": 5, "steps": 8,

@@ -1,4 +1,4 @@
-"""`python -m service.drain`: let a worker finish or hand over its jobs before its pod is stopped.
+"""`python -m service.worker.drain`: let a worker finish or hand over its jobs before its pod is stopped.
 
 Meant as the preStop command of the worker's container. The worker's signals do the work (see `service.worker`): the first
 SIGTERM stops leasing, the second hands the running jobs over, each with the checkpoint of the step it is in. This program
@@ -14,9 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from service import runs
+from service.worker import run_directories
 
-logger = logging.getLogger("service.drain")
+logger = logging.getLogger("service.worker.drain")
 POLL_SECONDS = 0.1
 SIGNAL_SECONDS = 1.0  # two signals in quick succession would arrive as one
 
@@ -52,7 +52,7 @@ class Drain:
         logger.warning("budget of %g s is over with %d jobs in flight", self.budget, len(left))
         return False
 
-    def _fits(self, run: runs.Run, last_call: float) -> bool:
+    def _fits(self, run: run_directories.Run, last_call: float) -> bool:
         left = last_call - time.monotonic()
         progress = run.progress()
         if progress.get("phase", "denoise") != "denoise":
@@ -69,13 +69,13 @@ class Drain:
         return True
 
 
-def in_flight(run_dir: Path) -> list[runs.Run]:
+def in_flight(run_dir: Path) -> list[run_directories.Run]:
     """Attempts that run: an attempt that ended removes its directory, or leaves it marked with a cancel and a checkpoint."""
-    return [run for _, _, run in runs.attempts(run_dir) if not _handed_over(run)]
+    return [run for _, _, run in run_directories.attempts(run_dir) if not _handed_over(run)]
 
 
-def _handed_over(run: runs.Run) -> bool:
-    return (run.path / "cancel").exists() and runs.quiet_for(run) > 1.0
+def _handed_over(run: run_directories.Run) -> bool:
+    return (run.path / "cancel").exists() and run_directories.quiet_for(run) > 1.0
 
 
 def _alive(pid: int) -> bool:
@@ -91,7 +91,7 @@ def _alive(pid: int) -> bool:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m service.drain", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m service.worker.drain", description=__doc__.split("\n")[0])
     parser.add_argument("--run-dir", type=Path, required=True, help="the WAN_RUN_DIR of the worker")
     parser.add_argument("--budget", type=float, required=True, help="seconds that this command may take")
     parser.add_argument(

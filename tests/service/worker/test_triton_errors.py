@@ -17,7 +17,7 @@ from service.errors import (
     ServerStopped,
     StageHung,
 )
-from service.triton import TritonGenerator, _translated
+from service.worker.triton import TritonGenerator, _translated
 
 # A gRPC server that takes a request and never answers it.
 SERVER = """

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 
 from stages.artifacts import ArtifactError
-from stages.plans import check_content, check_plan
+from stages.trt_plans import check_content, check_plan
 
 PLAN = {
     "tensorrt": "10.14.1.48.post1", "compute_capability": "9.0", "gpu": "NVIDIA H100 80GB HBM3",

@@ -7,10 +7,10 @@ import time
 import httpx
 import pytest
 
-from service import runs
 from service.errors import GenerationRejected, StageHung
 from service.storage import Storage
 from service.store import JobStore
+from service.worker import run_directories
 from tests.service.fake_triton import FakeTriton
 from tests.service.running import WorkerThread, over, settings_for, submit, until, worker
 
@@ -190,7 +190,7 @@ def test_a_store_that_stays_broken_fails_the_job_with_a_clear_reason(settings, s
 
 def test_directories_of_dead_attempts_are_stopped_and_removed(settings, store):
     job_id = submit(store)
-    stale = runs.Run(settings.runs, f"{job_id}-77")
+    stale = run_directories.Run(settings.runs, f"{job_id}-77")
     stale.create()
     with worker(settings):
         over(store, job_id)
@@ -210,12 +210,12 @@ def test_after_a_stage_that_hung_triton_gets_nothing_until_it_was_restarted(sett
     triton.error = StageHung("Stub process 'denoise_0_0' is not healthy. (INTERNAL)")
     with worker(patient, triton):
         job_id = submit(store)
-        until(lambda: runs.broken_since(settings.runs))
+        until(lambda: run_directories.broken_since(settings.runs))
         triton.error = None
         until(lambda: store.stats()["workers"] == {"waiting": 1} and store.get(job_id).status == "queued")
         assert len(triton.calls) == 1
         triton.is_ready = False  # the restart
-        until(lambda: runs.broken_since(settings.runs) is None, seconds=3)
+        until(lambda: run_directories.broken_since(settings.runs) is None, seconds=3)
         triton.is_ready = True
         assert over(store, job_id).attempts == 2
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from service import runs, storage, video
+from service import storage
 from service.errors import (
     CheckpointRefused,
     GenerationCancelled,
@@ -28,8 +28,9 @@ from service.metrics import worker_metrics
 from service.settings import Settings
 from service.store import JobStore, Lease, Progress
 from service.store.jobs import TERMINAL
-from service.triton import Generator
-from service.uploads import Uploads
+from service.worker import run_directories, video
+from service.worker.triton import Generator
+from service.worker.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.05  # how often the run directory is looked at
@@ -60,7 +61,7 @@ class Attempt:
 
     def __init__(self, tools: Tools, lease: Lease, freed: Callable[[], None] = lambda: None):
         self.tools, self.lease, self.job = tools, lease, lease.job
-        self.run_dir = runs.Run(tools.settings.runs, lease.request_id)
+        self.run_dir = run_directories.Run(tools.settings.runs, lease.request_id)
         self.denoising, self._freed = True, freed
         self.stop: Stop | None = None
         self._phase: str | None = None
@@ -138,7 +139,7 @@ class Attempt:
                 await self._stubbornly(self.tools.files.get, job.checkpoint_key, self.run_dir.checkpoint)
             except NotFound:
                 logger.warning("the checkpoint is no longer stored; starting over")
-        self._first_step = runs.checkpoint_step(self.run_dir.checkpoint) or 0
+        self._first_step = run_directories.checkpoint_step(self.run_dir.checkpoint) or 0
         if self.stop is not None:
             self.run_dir.cancel()
 
@@ -146,7 +147,7 @@ class Attempt:
         """With the newest checkpoint that is on this machine, if it is not older than the stored one."""
         try:
             self.run_dir.create()
-            local = runs.best_local_checkpoint(self.tools.settings.runs, self.job.id)
+            local = run_directories.best_local_checkpoint(self.tools.settings.runs, self.job.id)
             if local is not None and local[1] >= least_step:
                 _copy(local[0], self.run_dir.checkpoint)
         except FileNotFoundError:
@@ -224,13 +225,13 @@ class Attempt:
         if isinstance(error, CheckpointRefused):
             logger.warning("the checkpoint is dropped", extra={"reason": str(error)})
             await persistently(self.tools.store.drop_checkpoint, self.lease)
-            for job_id, _, run in runs.attempts(self.tools.settings.runs):
+            for job_id, _, run in run_directories.attempts(self.tools.settings.runs):
                 if job_id == self.job.id:
                     run.checkpoint.unlink(missing_ok=True)
         else:
             await self._keep_checkpoint()
         if isinstance(error, StageHung):
-            runs.mark_broken(self.tools.settings.runs)
+            run_directories.mark_broken(self.tools.settings.runs)
         status = await persistently(self.tools.store.fail, self.lease, error.code, str(error), True)
         logger.warning("the attempt failed", extra={"reason": str(error), "status": status})
         return status
@@ -277,7 +278,7 @@ class Attempt:
                     return "lost"
             stall = self.tools.settings.stall_seconds
             if self._phase is None and time.monotonic() - self._moved > stall:
-                runs.mark_broken(self.tools.settings.runs)
+                run_directories.mark_broken(self.tools.settings.runs)
                 return f"no progress for {stall:g} s"
             await asyncio.sleep(POLL_SECONDS)
 

@@ -9,10 +9,10 @@ import time
 import psutil
 import pytest
 
-from service import runs
 from service.stack import ROOT
 from service.storage import Storage
 from service.store import JobStore, upkeep
+from service.worker import run_directories
 from tests.service.fake_triton import FakeTriton
 from tests.service.running import WorkerThread, over, settings_for, submit, until, worker
 
@@ -34,7 +34,7 @@ def test_a_worker_that_starts_again_under_its_name_goes_on_at_once(settings, sto
     first = WorkerThread(named, FakeTriton(settings.runs, step_seconds=0.1))
     job_id = submit(store)
     until(lambda: store.get(job_id).checkpoint_step == 5)
-    orphan = runs.Run(settings.runs, f"{job_id}-1")
+    orphan = run_directories.Run(settings.runs, f"{job_id}-1")
     first.kill()
     assert not (orphan.path / "cancel").exists()
     with worker(named, FakeTriton(settings.runs)):

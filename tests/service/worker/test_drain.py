@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from service.drain import main
+from service.worker.drain import main
 
 JOB = "video_" + "0" * 32 + "-1"
 # Counts its SIGTERMs; ends and removes its directory on the second one, or after `seconds`.

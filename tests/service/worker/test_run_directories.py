@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from service import runs
+from service.worker import run_directories
 
 JOB = "video_" + "a" * 32
 GOOD = {"step": 3, "steps": 9, "skipped": 1, "step_seconds": 0.5, "eta_seconds": 3.0, "phase": "denoise"}
@@ -12,7 +12,7 @@ GOOD = {"step": 3, "steps": 9, "skipped": 1, "step_seconds": 0.5, "eta_seconds":
 
 @pytest.fixture
 def run(tmp_path):
-    made = runs.Run(tmp_path, f"{JOB}-1")
+    made = run_directories.Run(tmp_path, f"{JOB}-1")
     made.create()
     return made
 
@@ -41,5 +41,5 @@ def test_bytes_that_are_no_text_are_no_progress(run):
 @pytest.mark.parametrize("header", [b"[]", b'{"__metadata__": []}', b'{"__metadata__": {"step": null}}', b"\xff"])
 def test_a_checkpoint_with_a_junk_header_is_none(run, header):
     run.checkpoint.write_bytes(len(header).to_bytes(8, "little") + header)
-    assert runs.checkpoint_step(run.checkpoint) is None
-    assert runs.best_local_checkpoint(run.path.parent, JOB) is None
+    assert run_directories.checkpoint_step(run.checkpoint) is None
+    assert run_directories.best_local_checkpoint(run.path.parent, JOB) is None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from service.triton_install import STUB
+from service.launcher.install import STUB
 
 
 @dataclass(frozen=True)

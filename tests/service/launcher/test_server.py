@@ -17,8 +17,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from service import runs
-from service.triton_install import (
+from service.launcher.install import (
     ModelLoadFailed,
     PortInUse,
     PythonNotSupported,
@@ -27,7 +26,8 @@ from service.triton_install import (
     TritonNotFound,
     find_installation,
 )
-from service.tritonserver import PROJECT_ROOT, TritonServer, pause_after
+from service.launcher.server import PROJECT_ROOT, TritonServer, pause_after
+from service.worker import run_directories
 from tests.service import minimal_repository
 
 
@@ -117,9 +117,9 @@ def test_a_killed_stub_is_replaced_on_the_same_ports(server):
 
 def test_it_starts_again_when_a_worker_says_that_a_stage_hangs(repository, tmp_path):
     with TritonServer(repository, run_dir=tmp_path / "run") as server:
-        runs.mark_broken(tmp_path / "run")
+        run_directories.mark_broken(tmp_path / "run")
         wait_for_restart(server, 1)
-        assert runs.broken_since(tmp_path / "run") is None
+        assert run_directories.broken_since(tmp_path / "run") is None
         assert echo(server) == [3, 4]
 
 
@@ -140,8 +140,8 @@ def test_after_too_many_restarts_it_gives_up_and_says_why(repository):
 
 
 def foreground(repository: Path, *options: str) -> subprocess.Popen:
-    """`python -m service.tritonserver` on free ports, once it has said that it is ready."""
-    command = [sys.executable, "-m", "service.tritonserver", "--repository", str(repository)]
+    """`python -m service.launcher` on free ports, once it has said that it is ready."""
+    command = [sys.executable, "-m", "service.launcher", "--repository", str(repository)]
     command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", *options]
     process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = []
@@ -196,7 +196,7 @@ def test_what_a_killed_guard_without_a_launcher_left_is_removed_by_the_next_star
 
 
 def test_without_a_limit_it_is_started_until_it_comes_up_again(repository, monkeypatch, caplog):
-    monkeypatch.setattr("service.tritonserver.LONGEST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("service.launcher.server.LONGEST_PAUSE_SECONDS", 0.1)
     model = repository / "echo" / "1" / "model.py"
     sound = model.read_text()
     with TritonServer(repository, restart_limit=None) as server:

@@ -3,22 +3,19 @@
     with TritonServer("build/repository", run_dir="var/run") as triton:
         client = tritonclient.grpc.InferenceServerClient(triton.grpc_url)
 
-`python -m service.tritonserver --repository build/repository` runs one in the foreground. The processes:
+`python -m service.launcher --repository build/repository` runs one in the foreground. The processes:
 
     this program ── guard ── tritonserver ── one Python stub for each instance of a Python model
 
-The guard (`triton_guard`) cleans up behind the server whatever way this program ends, and this program behind a guard that
-was killed (`triton_leftovers`). A watching thread starts the server again, on the same ports, when it ends or hangs, when
+The guard (`guard`) cleans up behind the server whatever way this program ends, and this program behind a guard that
+was killed (`leftovers`). A watching thread starts the server again, on the same ports, when it ends or hangs, when
 a stub has died, and when a worker says that a stage hangs.
 """
 
-import argparse
 import contextlib
 import logging
 import os
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,14 +25,13 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from service import runs
-from service import triton_install as install
-from service import triton_leftovers as leftovers
-from service.triton_install import ModelLoadFailed, PortInUse, TritonExited, TritonServerError
-from service.triton_log import LogReader, load_failure, port_conflict, progress, stopped_idle, tail
-from service.triton_processes import Stub, find_stubs, first_dead
+from service.launcher import install, leftovers
+from service.launcher.install import ModelLoadFailed, PortInUse, TritonExited, TritonServerError
+from service.launcher.log import LogReader, load_failure, port_conflict, progress, stopped_idle, tail
+from service.launcher.processes import Stub, find_stubs, first_dead
+from service.worker import run_directories
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.1
 WATCH_SECONDS = 0.5
 LIVE_CHECK_SECONDS = 5.0
@@ -251,7 +247,7 @@ class TritonServer:
             time.sleep(POLL_SECONDS)
         self._stubs = find_stubs(self._guard.pid)
         if self.run_dir:
-            runs.clear_broken(self.run_dir)
+            run_directories.clear_broken(self.run_dir)
         self._ready.set()
 
     def _explain(self, lines: list[str]) -> TritonServerError:
@@ -333,7 +329,7 @@ class TritonServer:
                 return f"tritonserver ended with status {self._guard.returncode}"
             if dead := first_dead(self._stubs):
                 return f"{dead} died"
-            if self.run_dir and runs.broken_since(self.run_dir):
+            if self.run_dir and run_directories.broken_since(self.run_dir):
                 return "a worker says that a stage hangs"
             if time.monotonic() >= next_check:
                 failures = 0 if self._answers("/v2/health/live") else failures + 1
@@ -346,57 +342,3 @@ class TritonServer:
 def pause_after(early_ends: int) -> float:
     """Seconds to wait before the next start when so many in a row ended early; the first is forgiven."""
     return min(2.0 ** min(early_ends - 1, 10), LONGEST_PAUSE_SECONDS) if early_ends > 1 else 0.0
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m service.tritonserver", description=__doc__.split("\n")[0])
-    parser.add_argument("--repository", default="build/repository", help="exported model repository")
-    parser.add_argument("--run-dir", help="where requests leave progress, checkpoints and cancel marks (WAN_RUN_DIR)")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--metrics-host", help="address of the metrics port; default: that of --host")
-    parser.add_argument("--http-port", type=int, default=8000)
-    parser.add_argument("--grpc-port", type=int, default=8001)
-    parser.add_argument("--metrics-port", type=int, default=8002)
-    parser.add_argument("--log", help="log file; default: build/log/tritonserver-PORT.log beside the repository")
-    parser.add_argument(
-        "--tritonserver", help="path of the binary; default: the nvidia-pytriton package, PATH, /opt/tritonserver"
-    )
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run in the foreground until SIGINT or SIGTERM; the exit status is 1 if the server could not be kept up."""
-    options = _parse(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    server = TritonServer(
-        options.repository,
-        run_dir=options.run_dir,
-        host=options.host,
-        metrics_host=options.metrics_host,
-        http_port=options.http_port,
-        grpc_port=options.grpc_port,
-        metrics_port=options.metrics_port,
-        log_path=options.log,
-        tritonserver=options.tritonserver,
-        on_progress=lambda model, ready, total: print(f"[{ready}/{total}] {model} is ready", flush=True),
-    )
-    try:
-        with server:
-            print(
-                f"Triton is ready: gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}",
-                flush=True,
-            )
-            while server.failure is None:
-                time.sleep(WATCH_SECONDS)
-    except KeyboardInterrupt:
-        return 0
-    except TritonServerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

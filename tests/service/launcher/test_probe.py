@@ -10,9 +10,9 @@ import urllib.request
 
 import pytest
 
-from service.probe import main
-from service.triton_processes import find_stubs
-from service.tritonserver import TritonServer
+from service.launcher.probe import main
+from service.launcher.processes import find_stubs
+from service.launcher.server import TritonServer
 from tests.service import minimal_repository
 
 
@@ -86,7 +86,7 @@ def test_only_a_busy_slot_without_steps_is_stuck(inflight, age, status, monkeypa
         f'wan_denoise_heartbeat_timestamp_seconds{{stage="denoise",slot="0_0"}} {time.time() - age:.6f}',
     ]
     with _metrics_page("\n".join(lines)) as url:
-        from service.probe import ProbeFailed, Triton
+        from service.launcher.probe import ProbeFailed, Triton
 
         triton = Triton("http://127.0.0.1:9", url, timeout=2)
         if status:

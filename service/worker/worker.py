@@ -15,13 +15,13 @@ import sys
 import threading
 import time
 
-from service import runs
-from service.attempt import Attempt, Stop, Tools, persistently
 from service.errors import ServiceError, SettingsError, Unavailable
 from service.logs import job_id, prompt_fields, setup
 from service.settings import Settings, load_settings
 from service.storage import Storage
 from service.store import JobStore, Lease
+from service.worker import run_directories
+from service.worker.attempt import Attempt, Stop, Tools, persistently
 
 logger = logging.getLogger(__name__)
 ALIVE_SECONDS = 5.0  # how often the worker reports itself
@@ -133,7 +133,7 @@ class Worker:
         if self.tools.disk_trouble:
             try:
                 await asyncio.to_thread(self.tools.files.try_out)
-                await asyncio.to_thread(runs.try_out, self.settings.runs)
+                await asyncio.to_thread(run_directories.try_out, self.settings.runs)
                 self.tools.disk_trouble = False
             except (ServiceError, OSError) as error:
                 logger.warning("files cannot be written", extra={"reason": str(error)})
@@ -141,11 +141,11 @@ class Worker:
 
     def _is_broken(self, ready: bool) -> bool:
         """Whether Triton waits for a restart, whatever it says itself; if none comes, it is tried again after a while."""
-        since = runs.broken_since(self.settings.runs)
+        since = run_directories.broken_since(self.settings.runs)
         if since is None:
             return False
         if not ready or time.time() - since > self.settings.stall_seconds:
-            runs.clear_broken(self.settings.runs)
+            run_directories.clear_broken(self.settings.runs)
             return False
         return True
 
@@ -225,11 +225,11 @@ class Worker:
 
     def _tidy_runs(self) -> None:
         mine = {attempt.lease.request_id for attempt in list(self.attempts.values())}
-        for job, fence, run in runs.attempts(self.settings.runs):
+        for job, fence, run in run_directories.attempts(self.settings.runs):
             if run.path.name in mine or self.tools.store.is_held(job, fence):
                 continue
             run.cancel()
-            if self.tools.store.is_over(job) and runs.quiet_for(run) > TIDY_SECONDS:
+            if self.tools.store.is_over(job) and run_directories.quiet_for(run) > TIDY_SECONDS:
                 run.remove()
 
     def _tidy_files(self) -> None:
@@ -275,7 +275,7 @@ class Worker:
 
 async def serve(settings: Settings, triton=None) -> None:
     """Run a worker with the real tools until SIGTERM or SIGINT."""
-    from service.triton import TritonGenerator
+    from service.worker.triton import TritonGenerator
 
     store = JobStore.from_settings(settings)
     generator = triton or TritonGenerator(settings.triton_url)
@@ -312,7 +312,3 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

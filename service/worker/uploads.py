@@ -3,9 +3,10 @@
 import asyncio
 import logging
 
-from service import runs, storage
+from service import storage
 from service.errors import ServiceError, StorageError
 from service.store import Lease
+from service.worker import run_directories
 
 logger = logging.getLogger(__name__)
 
@@ -13,7 +14,7 @@ logger = logging.getLogger(__name__)
 class Uploads:
     """Goes on beside the heartbeats, which a slow store must not delay; what it stored is `news` for the next one."""
 
-    def __init__(self, files: storage.Storage, lease: Lease, run_dir: runs.Run):
+    def __init__(self, files: storage.Storage, lease: Lease, run_dir: run_directories.Run):
         self.files, self.lease, self.run_dir = files, lease, run_dir
         self.step = lease.job.checkpoint_step or 0
         self.news: dict = {}  # columns of the job
@@ -71,7 +72,7 @@ class Uploads:
 
     async def _checkpoint(self) -> dict | None:
         """Store a checkpoint that is newer than the stored one; returns the columns that say so."""
-        step = await asyncio.to_thread(runs.checkpoint_step, self.run_dir.checkpoint)
+        step = await asyncio.to_thread(run_directories.checkpoint_step, self.run_dir.checkpoint)
         if step is None or step <= self.step:
             return None
         key = storage.checkpoint_key(self.lease.job.id, self.lease.fence)

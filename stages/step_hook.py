@@ -12,7 +12,7 @@ from contract.parameters import GenerationRequest
 from stages.device import NotFinite
 from stages.metrics import DenoiseMetrics
 from stages.preview import PreviewProjection
-from stages.rundir import CheckpointDamaged, RunDirectory, StepCheckpoint
+from stages.run_directory import CheckpointDamaged, RunDirectory, StepCheckpoint
 from wan.denoise import Plan, Progress, Resume
 from wan.errors import Cancelled
 from wan.samplers import SamplerState
@@ -60,7 +60,7 @@ class TimeLeft:
         return 0.0  # skipped steps hardly count until one was seen
 
 
-class DenoiseRun:
+class StepHook:
     """The `on_step` of one request, whose `plan` says what each step does.
 
     `gone()` says that the caller no longer waits. Without a directory there is nothing to report to.

@@ -4,7 +4,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from service.video import encode
+from service.worker.video import encode
 
 
 def decode(path):

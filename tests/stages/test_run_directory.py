@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.rundir import (
+from stages.run_directory import (
     KEPT_DIRECTORIES,
     MARK,
     CheckpointDamaged,

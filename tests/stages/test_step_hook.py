@@ -6,10 +6,10 @@ import torch
 
 from contract import Defaults, ModelCard
 from contract.parameters import guided_steps
-from stages.denoise_run import DenoiseRun, Intervals
 from stages.device import NotFinite
 from stages.metrics import DenoiseMetrics
-from stages.rundir import CheckpointRefused, RunDirectory
+from stages.run_directory import CheckpointRefused, RunDirectory
+from stages.step_hook import Intervals, StepHook
 from tests.stages.recording_metrics import RecordingBackend
 from wan.denoise import Progress, Step
 from wan.errors import Cancelled
@@ -25,11 +25,11 @@ def progress(step: int, computed: bool = True, resumable: bool = True, seconds: 
     return Progress(step, 10, 0, computed, seconds, resumable, state, state.latents)
 
 
-def run(directory, intervals=ALWAYS, request=REQUEST, backend=None, plan=(True,) * 10, **options) -> DenoiseRun:
+def run(directory, intervals=ALWAYS, request=REQUEST, backend=None, plan=(True,) * 10, **options) -> StepHook:
     metrics = DenoiseMetrics(backend or RecordingBackend(), "0_0")
     guided = guided_steps(request.steps, request.guidance_scale, request.guidance_end)
     steps = tuple(Step(0, computed, 2 if i < guided else 1) for i, computed in enumerate(plan))
-    return DenoiseRun(request, steps, "model", directory, intervals, metrics, **options)
+    return StepHook(request, steps, "model", directory, intervals, metrics, **options)
 
 
 def eta(directory) -> float | None:

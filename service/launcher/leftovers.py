@@ -15,10 +15,10 @@ from pathlib import Path
 
 import psutil
 
-from service.triton_guard import remove_shared_memory
-from service.triton_install import STUB
+from service.launcher.guard import remove_shared_memory
+from service.launcher.install import STUB
 
-GUARD = Path(__file__).with_name("triton_guard.py")
+GUARD = Path(__file__).with_name("guard.py")
 SHM = Path("/dev/shm")
 FAMILY = "wan_triton_"
 OWNER = "owner"

@@ -1,4 +1,4 @@
-"""`python -m service.probe startup|ready|live`: does this pod's Triton work? For the exec probes of its container.
+"""`python -m service.launcher.probe startup|ready|live`: does this pod's Triton work? For the exec probes of its container.
 
 Triton answers 200 to health questions long after a Python stage has died (triton-inference-server/server issues 7230, 8604),
 so this program asks the process table and the stages themselves:
@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 import psutil
 
 from contract.tensors import ENSEMBLE
-from service.runs import broken_since
-from service.triton_processes import find_stubs
+from service.launcher.processes import find_stubs
+from service.worker.run_directories import broken_since
 
 INSTANCE = re.compile(
     r'^wan_denoise_(inflight|heartbeat_timestamp_seconds)\{[^}]*slot="([^"]*)"[^}]*\} (\S+)$', re.MULTILINE
@@ -145,7 +145,7 @@ PROBES = {"startup": startup, "ready": ready, "live": live}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m service.probe", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m service.launcher.probe", description=__doc__.split("\n")[0])
     parser.add_argument("probe", choices=PROBES)
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="Triton's HTTP address")
     parser.add_argument("--metrics-url", default="http://127.0.0.1:8002/metrics")

@@ -1,0 +1,5 @@
+import sys
+
+from service.worker.worker import main
+
+sys.exit(main())
