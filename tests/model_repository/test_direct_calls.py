@@ -127,13 +127,6 @@ def test_the_decoder_stops_when_its_caller_no_longer_waits(triton):
     assert time.monotonic() - began < 15, "all sixty frames take minutes"
 
 
-def test_an_ensemble_whose_caller_no_longer_waits_gives_its_slot_back(triton):
-    tensors = {"PROMPT": "x", **{k.upper(): np.array([v], np.int32) for k, v in LONG.items()}}
-    with pytest.raises(InferenceServerException, match="Deadline"):
-        call(triton, "wan_t2v", tensors, seconds=2)
-    check_given_up(triton)
-
-
 def test_calls_with_ids_of_their_own_leave_a_few_directories(triton, text):
     for n in range(KEPT_DIRECTORIES + 20):
         denoise(triton, text, {}, request_id=f"direct-{n}")
