@@ -6,8 +6,8 @@ import threading
 import bentoml
 import httpx
 import pytest
-from loadtest.gateway import gateway_process
 
+from loadtest.drills.gateway import gateway_process
 from tests.service.api.test_safety import bearer, digest
 from tests.service.fake_triton import FakeTriton
 from tests.service.running import CARD, settings_for, worker

@@ -13,7 +13,7 @@ import pytest
 from service.launcher.probe import main
 from service.launcher.processes import find_stubs
 from service.launcher.server import TritonServer
-from tests.service import minimal_repository
+from tests.service.launcher import minimal_repository
 
 
 class Unsupervised(TritonServer):

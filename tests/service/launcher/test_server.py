@@ -28,7 +28,7 @@ from service.launcher.install import (
 )
 from service.launcher.server import PROJECT_ROOT, TritonServer, pause_after
 from service.worker import run_directories
-from tests.service import minimal_repository
+from tests.service.launcher import minimal_repository
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
+from contract.tensors import arrays
 from loadtest.base.inputs import TargetUnavailable, ToolError
 from loadtest.traffic import perf_analyzer
 from loadtest.traffic.perf_binary import perf_analyzer as find_binary
 from loadtest.traffic.profile import Order, Shape
 from loadtest.traffic.session import run_profile
-from loadtest.traffic.targets.triton import tensors_of
 from loadtest.traffic.targets.videos import body_of
 from service.launcher.server import TritonServer
 from tests.loadtest.sleeping_triton import write_repository
@@ -32,12 +32,12 @@ def target(triton, kind: str) -> dict:
 def test_lossy_options_of_a_shape_go_to_both_targets_and_nothing_goes_unasked():
     order = Order(0, 0.0, Shape(name="lossy", **LOSSY), "a cat", 7)
     assert LOSSY.items() <= body_of(order).items()
-    tensors = tensors_of(order)
+    tensors = arrays(order.request)
     assert {name: array.dtype.name for name, array in tensors.items()} == {
         "PROMPT": "object", "SEED": "int64", "GUIDANCE_END": "float32", "CACHE": "object", "CACHE_THRESHOLD": "float32",
     }  # fmt: skip
     assert tensors["CACHE"][0] == b"magcache"
-    assert tensors_of(Order(0, 0.0, Shape(name="plain"), "a cat", 7)).keys() == {"PROMPT", "SEED"}
+    assert arrays(Order(0, 0.0, Shape(name="plain"), "a cat", 7).request).keys() == {"PROMPT", "SEED"}
 
 
 @pytest.mark.parametrize("kind", ["triton-grpc", "triton-http"])

@@ -1,6 +1,6 @@
 import psycopg
 
-from loadtest import databases
+from loadtest.base import databases
 
 
 def test_without_a_system_server_the_wheels_serves_even_where_only_nobody_can_run_it(monkeypatch):
