@@ -7,7 +7,7 @@ import sys
 import time
 
 from service.launcher.install import TritonServerError
-from service.launcher.server import TritonServer
+from service.launcher.server import WATCH_SECONDS, TritonServer
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

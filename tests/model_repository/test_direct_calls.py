@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
-from stages.rundir import KEPT_DIRECTORIES
 from tritonclient.utils import InferenceServerException
 
+from stages.run_directory import KEPT_DIRECTORIES
 from tests.model_repository.client import metric
 
 GENERATION = {
