@@ -56,6 +56,13 @@ class Parameter:
         return "FP32" if self.rule.python is float else "STRING"
 
     @property
+    def number(self) -> Number:
+        """The rule of a parameter that is a number."""
+        if not isinstance(self.rule, Number):
+            raise TypeError(f"{self.name} is no number")
+        return self.rule
+
+    @property
     def tensor_name(self) -> str:
         return self.name.upper()
 

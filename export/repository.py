@@ -8,6 +8,7 @@ and outputs the same.
 import shutil
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
@@ -33,7 +34,7 @@ def exchange(building: Path, out: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _substituted(model: str, values: dict[str, int]) -> str:
+def _substituted(model: str, values: dict[str, Any]) -> str:
     template = Template((paths.TEMPLATES / model / "config.pbtxt").read_text())
     return template.substitute(values | request_values())
 

@@ -17,4 +17,4 @@ def no_timeout(app, timeout: float):
 
 def remove() -> None:
     """Before BentoML builds its application."""
-    traffic.TimeoutMiddleware = no_timeout
+    traffic.TimeoutMiddleware = no_timeout  # type: ignore[misc, assignment]  # called, never subclassed

@@ -23,10 +23,10 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if job_id.get():
-            line["job"] = job_id.get()
-        if request_id.get():
-            line["request"] = request_id.get()
+        if job := job_id.get():
+            line["job"] = job
+        if request := request_id.get():
+            line["request"] = request
         line |= {name: value for name, value in vars(record).items() if name not in _PLAIN}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -22,7 +22,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def show(stack: Stack) -> None:
-    triton = stack.triton
+    triton = stack.server
     say(f"page     {stack.url}/\nAPI      {stack.url}/v1/videos   (OpenAPI: {stack.url}/openapi.json)")
     say(
         f"metrics  {stack.url}/metrics\nTriton   gRPC {triton.grpc_url}   HTTP {triton.http_url}   metrics {triton.metrics_url}"

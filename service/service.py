@@ -53,7 +53,7 @@ class WanService:
         except ServiceError as error:
             answer = problems.answer(error, request.url.path)
         ctx.response.status_code = answer.status_code  # BentoML writes it into the answer
-        return answer
+        return answer  # type: ignore[return-value]  # BentoML reads a file in the signature and passes a response on
 
     async def __is_ready__(self) -> bool:
         return await app.state.gateway.ready()
@@ -62,4 +62,4 @@ class WanService:
         return True  # the event loop answers; a database that is away is a matter of readiness
 
 
-WanService.add_asgi_middleware(Guard, gateway=app.state.gateway)
+WanService.add_asgi_middleware(Guard, gateway=app.state.gateway)  # type: ignore[attr-defined]  # a decorated class is a Service

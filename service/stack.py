@@ -130,6 +130,13 @@ class Stack:
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
 
+    @property
+    def server(self) -> TritonServer:
+        """Triton, while it runs."""
+        if self.triton is None:
+            raise StackError("Triton does not run")
+        return self.triton
+
     def __enter__(self) -> "Stack":
         try:
             self.start()
@@ -228,7 +235,7 @@ def exported(repository: Path, checkpoint: Path, say: Callable[[str], None]) -> 
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_die_with_parent
     ) as process:
         lines = []
-        for line in process.stdout:
+        for line in process.stdout or ():
             lines.append(line.rstrip())
             say(f"export: {lines[-1]}")
     if process.returncode != 0:

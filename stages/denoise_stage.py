@@ -70,7 +70,7 @@ class DenoiseStage:
             return self._handle(request)
 
     def _handle(self, request) -> dict[str, np.ndarray | torch.Tensor]:
-        generation, tokenized_at = self._generation(scalar(request, "REQUEST", "STRING"))
+        generation, tokenized_at = self._generation(str(scalar(request, "REQUEST", "STRING")))
         self._limits.check(generation)
         dims = (1, self._text["length"], self._text["dim"])
         context, negative = device_tensor(request, "CONTEXT", dims), device_tensor(request, "NEGATIVE_CONTEXT", dims)

@@ -28,7 +28,7 @@ class PreviewProjection:
         """One latent frame stands for `temporal_stride` frames of the video."""
         preview, card = artifacts.manifest["preview"], artifacts.card
         milliseconds = round(1000 * card.geometry.temporal_stride / card.defaults.fps)
-        return cls(np.float32(preview["factors"]), np.float32(preview["bias"]), milliseconds)
+        return cls(np.asarray(preview["factors"], np.float32), np.asarray(preview["bias"], np.float32), milliseconds)
 
     def images(self, latents: np.ndarray) -> list[Image.Image]:
         """Latents [z, T, h, w] to T images."""

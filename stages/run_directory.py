@@ -31,6 +31,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -79,7 +80,7 @@ class RunDirectory:
             return None
         return cls(root, request_id)
 
-    def open(self) -> "RunDirectory":
+    def open(self) -> Self:
         """Make the directory if the caller did not; a stage that works in one it made itself keeps it from the sweep."""
         try:
             self.path.mkdir(parents=True)
@@ -190,7 +191,7 @@ def _digest(content: bytes) -> bytes:
 def sweep(root: Path, keep: int = KEPT_DIRECTORIES, without: Path | None = None) -> None:
     """Remove the directories that stages made, but for those in use and the newest `keep` that are not an hour old."""
     ages = {path.parent: _changed(path.parent) for path in root.glob(f"*/{MARK}") if path.parent != without}
-    newest_first = sorted(ages, key=ages.get, reverse=True)
+    newest_first = sorted(ages, key=ages.__getitem__, reverse=True)
     for i, path in enumerate(newest_first):
         if i >= keep or time.time() - ages[path] > KEPT_SECONDS:
             _remove_unless_in_use(path)

@@ -7,8 +7,9 @@ under the same count.
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -35,8 +36,11 @@ class StageSettings(BaseSettings):
     preview_seconds: float = Field(1.0, gt=0, description="least time between two previews of a request")
     max_video_bytes: int = Field(1 << 30, gt=0, description="largest video, width x height x frames x 3")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where denoise runs")
-    linear: Literal[LINEAR] = Field("auto", description="linear layers of the DiT; fp8 loses quality")
-    attention: Literal[("auto", *BACKENDS)] = Field(
+    # The names are listed where they act, which a checker of types cannot follow.
+    linear: Literal[LINEAR] = Field(  # type: ignore[valid-type]
+        "auto", description="linear layers of the DiT; fp8 loses quality"
+    )
+    attention: Literal[("auto", *BACKENDS)] = Field(  # type: ignore[valid-type]
         "auto", description="attention of the DiT; sage, int8 and int8-fp8 lose quality"
     )
     compile: bool | None = Field(None, description="fuse the elementwise work of the DiT; without it: on a GPU")
@@ -75,7 +79,7 @@ def load_settings() -> StageSettings:
         raise SettingsError("; ".join(problems)) from error
 
 
-def _allowed(problem: dict) -> str:
+def _allowed(problem: Mapping[str, Any]) -> str:
     message = problem["msg"]
     for prefix in ("Value error, ", "Input should be ", "String should "):
         message = message.removeprefix(prefix)

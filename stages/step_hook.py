@@ -89,28 +89,28 @@ class StepHook:
 
     def resume_point(self) -> Resume | None:
         """Where an earlier run of this request was stopped; raises CheckpointRefused if the file is of another request."""
-        checkpoint = self._sound_checkpoint() if self.directory else None
+        checkpoint = self._sound_checkpoint(self.directory) if self.directory else None
         if checkpoint is None:
             return None
         self._first_step = checkpoint.step
         self.metrics.resumed(checkpoint.step)
         return Resume(checkpoint.step, SamplerState.from_tensors(checkpoint.state))
 
-    def _sound_checkpoint(self) -> StepCheckpoint | None:
+    def _sound_checkpoint(self, directory: RunDirectory) -> StepCheckpoint | None:
         """A damaged checkpoint costs the steps it held, not the request; it is removed, so that nobody keeps it."""
         try:
-            return self.directory.load_checkpoint(self._fingerprint)
+            return directory.load_checkpoint(self._fingerprint)
         except CheckpointDamaged as error:
             self.refused = str(error)
-            logger.warning("request %s starts over: %s", self.directory.path.name, error)
-            self.directory.remove_checkpoint()
+            logger.warning("request %s starts over: %s", directory.path.name, error)
+            directory.remove_checkpoint()
             return None
 
     def begin(self) -> None:
         """Before the first step: the request is seen to run, and a cancel that came while it waited counts."""
         self.metrics.started(time.time())
         if self.directory:
-            self._write_progress(self._first_step, self._request.steps, 0, 0.0)
+            self._write_progress(self.directory, self._first_step, self._request.steps, 0, 0.0)
         if self._cancelled():
             self._stop(self._first_step)
 
@@ -121,19 +121,19 @@ class StepHook:
             raise NotFinite(f"the latents are NaN or infinite after step {progress.step} of {progress.steps}")
         cancelled = progress.step < progress.steps and self._cancelled()
         if self.directory:
-            self._write_progress(progress.step, progress.steps, progress.skipped, progress.seconds)
+            self._write_progress(self.directory, progress.step, progress.steps, progress.skipped, progress.seconds)
             # A worker that must leave its machine also cancels: what was done until now should not be lost.
-            self._save_checkpoint(progress, at_once=cancelled)
-            self._save_preview(progress)
+            self._save_checkpoint(self.directory, progress, at_once=cancelled)
+            self._save_preview(self.directory, progress)
         if cancelled:
             self._stop(progress.step)
 
     def _cancelled(self) -> bool:
         return (self.directory is not None and self.directory.cancelled()) or self._gone()
 
-    def _write_progress(self, step: int, steps: int, skipped: int, seconds: float) -> None:
+    def _write_progress(self, directory: RunDirectory, step: int, steps: int, skipped: int, seconds: float) -> None:
         left = self._time_left.after(step)
-        self.directory.write_progress(
+        directory.write_progress(
             {
                 "step": step,
                 "steps": steps,
@@ -144,22 +144,23 @@ class StepHook:
             }
         )
 
-    def _save_checkpoint(self, progress: Progress, at_once: bool) -> None:
+    def _save_checkpoint(self, directory: RunDirectory, progress: Progress, at_once: bool) -> None:
         due = time.monotonic() - self._last_checkpoint >= self._checkpoint_pause
         if progress.resumable and (due or at_once):
             checkpoint = StepCheckpoint(progress.step, self._request.seed, progress.state.tensors())
             began = time.monotonic()
-            self.directory.save_checkpoint(checkpoint, self._fingerprint)
+            directory.save_checkpoint(checkpoint, self._fingerprint)
             self._last_checkpoint = time.monotonic()
             interval = self._intervals.checkpoint
             on_a_slow_disk = (self._last_checkpoint - began) / CHECKPOINT_SHARE
             self._checkpoint_pause = min(max(interval, on_a_slow_disk), LONGEST_PAUSE * interval)
 
-    def _save_preview(self, progress: Progress) -> None:
+    def _save_preview(self, directory: RunDirectory, progress: Progress) -> None:
         due = time.monotonic() - self._last_preview >= self._intervals.preview
-        if self._preview and (due or progress.step == progress.steps):
+        preview = self._preview
+        if preview and (due or progress.step == progress.steps):
             x0 = progress.x0.float().cpu().numpy()
-            self.directory.replace("preview.webp", lambda path: self._preview.write(x0, path))
+            directory.replace("preview.webp", lambda path: preview.write(x0, path))
             self._last_preview = time.monotonic()
 
     def _stop(self, step: int) -> None:

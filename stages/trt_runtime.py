@@ -142,7 +142,7 @@ def open_trt_vae(artifacts: Artifacts, weights_on_gpu: float) -> TrtVae:
             f"TensorRT's Python module is missing ({error}); install tensorrt-cu12-bindings or -cu13-bindings of the version "
             "of the image's libnvinfer, without dependencies"
         ) from error
-    manifest, device = artifacts.manifest, torch.device(artifacts.device)
+    manifest, device = artifacts.manifest, torch.device(str(artifacts.device))
     for name, plan in manifest["plans"].items():
         on = device if name.startswith("vae_decoder/") else manifest["placement"][name.split("/")[0]][0]
         check_plan(name, plan, trt.__version__, torch.cuda.get_device_capability(on), artifacts.command)

@@ -42,7 +42,7 @@ class VaeDecoderStage:
         latents = device_tensor(
             request, "LATENTS", (self._geometry.latent_channels, -1, -1, -1), self._limits.check_latents
         )
-        info = self._info(scalar(request, "DENOISE_INFO", "STRING"))
+        info = self._info(str(scalar(request, "DENOISE_INFO", "STRING")))
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
         began = time.monotonic()
         frames = self._decode(latents, DecodeReport(directory and directory.open(), info, request.is_cancelled))

@@ -6,7 +6,7 @@ Runtime is the runtime of a machine without a GPU.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -26,7 +26,7 @@ def cache_output(slot: int) -> str:
 class VaeRuntime(Protocol):
     """Runs one decoding step; the cache is opaque to the caller."""
 
-    def step(self, latents: np.ndarray, cache: object | None) -> tuple[np.ndarray, object]:
+    def step(self, latents: np.ndarray, cache: Any) -> tuple[Any, Any]:
         """Latents float32 [1, z, 1, h, w] and the cache of the step before (None: first) to frames in [-1, 1]
         [1, 3, n, H, W] and the new cache."""
 
@@ -68,7 +68,7 @@ def to_pixels(frames: np.ndarray) -> np.ndarray:
     return np.rint(scaled, out=scaled).clip(0, 255).astype(np.uint8).transpose(1, 2, 3, 0)
 
 
-def decode(runtime: VaeRuntime, latents: np.ndarray) -> Iterator[np.ndarray]:
+def decode(runtime: VaeRuntime, latents: Any) -> Iterator[np.ndarray]:
     """Yield the frames uint8 [1 or 4, H, W, 3] of each latent frame of [z, T, h, w]."""
     cache = None
     for t in range(latents.shape[1]):

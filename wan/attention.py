@@ -8,6 +8,7 @@ are for self-attention alone: `use` gives cross-attention, where few keys carry 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +131,7 @@ def choose(name: str, device: torch.device) -> Backend:
     return BACKENDS[name]
 
 
-def use(dit: torch.nn.Module, backend: Backend) -> Backend:
+def use(dit: Any, backend: Backend) -> Backend:
     """Let every block of `dit` attend with `backend`: itself, and, if that loses nothing, to the text.
 
     Returns the backend for the text.

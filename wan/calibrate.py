@@ -54,7 +54,8 @@ def only_expert(denoiser: Denoiser) -> Expert:
 @contextmanager
 def recording(dit: WanDiT) -> Iterator[Record]:
     """Watch the blocks of `dit`; calls for the unconditional branch alone are told apart by their text."""
-    record, run_blocks, conditionals = Record(), dit.run_blocks, []
+    record, run_blocks = Record(), dit.run_blocks
+    conditionals: list = []
 
     def watched(x, modulation, rotary, conditioning):
         out = run_blocks(x, modulation, rotary, conditioning)
@@ -64,7 +65,7 @@ def recording(dit: WanDiT) -> Iterator[Record]:
         record.add(branch, (out - x)[:1].float())
         return out
 
-    dit.run_blocks = watched
+    dit.run_blocks = watched  # type: ignore[method-assign]  # for as long as it is watched
     try:
         yield record
     finally:

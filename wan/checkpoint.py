@@ -171,7 +171,7 @@ def text_config(tensors: TensorFiles) -> TextConfig:
     )
 
 
-def build_umt5(config: TextConfig) -> nn.Module:
+def build_umt5(config: TextConfig):
     """The transformers module for `config`."""
     from transformers import UMT5Config, UMT5EncoderModel
 

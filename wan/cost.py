@@ -92,9 +92,11 @@ class _Probe:
         encode, steps = self._now() - began, []
         for request in self._requests:
             marks: list[float] = []
-            latents, info = self._denoiser.run(
-                conditioning, request, on_step=lambda _, to=marks: to.append(self._now())
-            )
+
+            def note(_, to: list[float] = marks) -> None:
+                to.append(self._now())
+
+            latents, info = self._denoiser.run(conditioning, request, on_step=note)
             kinds = [(step.computed, step.branches) for step in info.plan[1:]]  # step 0 also sets up the loop
             steps += [(kind, after - before) for kind, (before, after) in zip(kinds, pairwise(marks), strict=True)]
         began = self._now()
@@ -142,8 +144,8 @@ def _nonnegative(columns: list[list[float]], seconds: list[float]) -> list[float
 def fit(measured: Sequence[Measurement], geometry: Geometry) -> CostModel:
     """The coefficients that reproduce `measured` with the least relative error."""
     lengths = [geometry.tokens(*m.size) for m in measured]
-    work = [m.branches * s for m, s in zip(measured, lengths, strict=True)]
-    squares = [m.branches * s**2 for m, s in zip(measured, lengths, strict=True)]
+    work = [float(m.branches * s) for m, s in zip(measured, lengths, strict=True)]
+    squares = [float(m.branches * s**2) for m, s in zip(measured, lengths, strict=True)]
     ones = [1.0] * len(work)
     per_step, per_token, per_square = _nonnegative([ones, work, squares], [m.computed for m in measured])
     per_skip, per_skipped_token = _nonnegative([ones, work], [m.skipped for m in measured])
@@ -222,12 +224,17 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _size(text: str) -> tuple[int, int, int]:
+    width, height, frames = map(int, text.split("x"))
+    return width, height, frames
+
+
 def main(arguments: list[str] | None = None) -> int:
     given = _arguments(arguments)
     pipeline = Pipeline.from_checkpoint(given.checkpoint, device=given.device)
     fitted, held_out = default_sizes(pipeline.card)
     if given.sizes:
-        sizes = [tuple(map(int, text.split("x"))) for text in given.sizes]
+        sizes = [_size(text) for text in given.sizes]
         held_out, fitted = sizes[2::3], [s for i, s in enumerate(sizes) if i % 3 != 2]
     measured = measure(pipeline, [*fitted, *held_out], given.repeats)
     geometry, steps = pipeline.card.geometry, pipeline.card.defaults.steps

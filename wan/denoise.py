@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,7 +137,7 @@ class _Evaluator:
         tokens = self.rotary.shape[1]
         whole = len(texts) == 1 or batch_branches(dit, tokens)
         self.branches = [both] if whole else [both.select(i) for i in range(len(texts))]
-        self.residual: Tensor | None = None  # of the last computed step, [1 or 2, S, dim]
+        self.residual: Any = None  # of the last computed step, [1 or 2, S, dim]
         self.keep_residual = False
 
     def _run(self, tokens: Tensor, i: int, branches: list[Sources]) -> Tensor:  # [1, S, dim] -> [1 or 2, S, dim]
@@ -227,11 +228,12 @@ class Denoiser:
         state, start = self._start(request, latents, resume, plan)
         sampler = samplers.SAMPLERS[request.sampler]
         info = DenoiseInfo(plan, self.engine, start if resume else None)
-        active, evaluator = None, None
+        active: int | None = None
+        evaluator: _Evaluator | None = None
 
         for i in range(start, len(plan)):
             began, step, x = time.perf_counter(), plan[i], state.latents
-            if step.expert != active:
+            if evaluator is None or step.expert != active:
                 active, evaluator = step.expert, None  # the memory of the one before is free first
                 evaluator = self._evaluator(plan, active, schedule, conditioning, request, x.shape)
             velocity = evaluator.velocity(x, i, step)
@@ -246,9 +248,11 @@ class Denoiser:
                 on_step(Progress(done, len(plan), info.steps_skipped, step.computed, seconds, resumable, state, x0))
         return state.latents, info
 
-    def _evaluator(self, plan: Plan, index: int, schedule: Schedule, conditioning: Conditioning, request, shape):
+    def _evaluator(
+        self, plan: Plan, index: int, schedule: Schedule, conditioning: Conditioning, request, shape
+    ) -> _Evaluator:
         expert, steps = self.experts[index], [step for step in plan if step.expert == index]
-        texts = [conditioning.text]
+        texts: list[Any] = [conditioning.text]
         if any(step.branches == 2 for step in steps):
             texts.append(conditioning.negative_text)
         evaluator = _Evaluator(expert.dit, schedule.timesteps, texts, getattr(request, expert.guidance), shape)

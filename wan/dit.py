@@ -10,10 +10,10 @@ is said in `modulated_norm` and `add_gated` alone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +118,8 @@ class Source(NamedTuple):
 
     def select(self, index: int) -> "Source":
         """The part of one batch element."""
-        return Source(*(None if t is None else t[index : index + 1] for t in self))
+        part = slice(index, index + 1)
+        return Source(self.keys[part], self.values[part], None if self.bias is None else self.bias[part])
 
 
 class CrossAttention(SelfAttention):
@@ -127,7 +128,7 @@ class CrossAttention(SelfAttention):
     def text(self, context: Tensor, bias: Tensor | None) -> Source:  # [B, L, C]
         return Source(self._heads(self.norm_k(self.k(context))), self._heads(self.v(context)), bias)
 
-    def forward(self, x: Tensor, sources: tuple[Source, ...]) -> Tensor:
+    def forward(self, x: Tensor, sources: tuple[Source, ...]) -> Tensor:  # type: ignore[override]  # asked otherwise
         """The answers of all sources, each with a softmax of its own, are added up."""
         q = self._heads(self.norm_q(self.q(x)))
         return self.o(reduce(torch.add, [self.attend(q, *source) for source in sources]))
@@ -148,7 +149,7 @@ class Block(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """In which the linear layers and attention compute."""
-        return self.ffn[0].bias.dtype
+        return cast(Any, self.ffn[0]).bias.dtype
 
     def forward(self, x: Tensor, modulation: Tensor, rotary: Tensor, sources: tuple[Source, ...]) -> Tensor:
         """Residual stream [B, S, C] after the block; `modulation` [B or 1, 6, C]. All float32."""
@@ -245,7 +246,7 @@ class WanDiT(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """In which the blocks' linear layers and attention compute."""
-        return self.blocks[0].dtype
+        return cast(Block, self.blocks[0]).dtype
 
     @property
     def device(self) -> torch.device:
@@ -253,7 +254,7 @@ class WanDiT(nn.Module):
 
     def time_embeddings(self, timesteps: Sequence[float] | Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps [N] in 0..1000 to the embedding [N, dim] and the block modulation [N, 6, dim], both float32."""
-        embedding = self.time_embedding[0]
+        embedding: Any = self.time_embedding[0]
         timesteps = torch.as_tensor(timesteps, dtype=torch.float64, device=self.device)
         x = sinusoid(timesteps, self.config.freq_dim).to(embedding.weight.dtype)
         time = self.time_embedding(x)
@@ -264,7 +265,7 @@ class WanDiT(nn.Module):
         context = context.to(self.dtype)
         context, bias = _fold_padding(context) if self.fold_text else (context, None)
         text = self.text_embedding(context)
-        return Sources([(block.cross_attn.text(text, bias),) for block in self.blocks])
+        return Sources([(block.cross_attn.text(text, bias),) for block in cast("Iterable[Block]", self.blocks)])
 
     def rotary(self, latents_shape) -> Tensor:
         """Rotary table for latents of shape [..., T, h, w]."""

@@ -80,7 +80,7 @@ class Fp8Linear(nn.Module):
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, linear.weight.device)
         values, scale = quantize_rows(linear.weight)
         layer.weight.data, layer.weight_scale.data = values, scale
-        if linear.bias is not None:
+        if linear.bias is not None and layer.bias is not None:
             layer.bias.data = linear.bias.detach()
         return layer
 

@@ -44,10 +44,10 @@ def use_onednn(dit: nn.Module) -> None:
             if type(layer) is not nn.Linear:
                 continue
             follower = children[i + 1] if isinstance(parent, nn.Sequential) and i + 1 < len(children) else None
-            fused = follower is not None and _is_tanh_gelu(follower[1])
-            setattr(parent, name, onednn.OneDNNLinear(layer, gelu=fused))
-            if fused:
-                setattr(parent, follower[0], nn.Identity())
+            fused = follower if follower is not None and _is_tanh_gelu(follower[1]) else None
+            setattr(parent, name, onednn.OneDNNLinear(layer, gelu=fused is not None))
+            if fused is not None:
+                setattr(parent, fused[0], nn.Identity())
 
 
 def block_linears(dit: WanDiT) -> list[str]:

@@ -9,6 +9,7 @@ UniPC: Zhao et al. 2023 (order 2, bh2, x0 prediction, corrector always on). DPM-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -132,7 +133,8 @@ def _unipc_corrector(state: SamplerState, x0: Tensor, sigmas: tuple[float, ...],
     b = math.expm1(-h)
     alpha = 1 - sigma
     m_last = state.history[-1]
-    base = (sigma / last) * state.anchor - alpha * b * m_last
+    anchor: Any = state.anchor  # the prediction before this correction has set it
+    base = (sigma / last) * anchor - alpha * b * m_last
     if len(state.history) == 1:  # the prediction was of order 1
         return base - alpha * b * 0.5 * (x0 - m_last)
     r = (_log_snr(sigmas[i - 2]) - _log_snr(last)) / h

@@ -44,11 +44,13 @@ class FeatureCache:
 class CausalConv3d(nn.Conv3d):
     """A convolution over the current and the past `kernel - 1` frames; before the video there are zeros."""
 
+    padding: tuple[int, ...]  # never "same" or "valid"
+
     def __init__(self, in_channels: int, out_channels: int, kernel_size, padding: int = 0):
         super().__init__(in_channels, out_channels, kernel_size, padding=(0, padding, padding))
         self.past_frames = self.kernel_size[0] - 1
 
-    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:  # [B, C, T, H, W]
+    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:  # type: ignore[override]  # [B, C, T, H, W]; a cache more
         if self.past_frames == 0:
             return super().forward(x)
         past = cache.past()
@@ -150,18 +152,18 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
         if self.time_conv is not None:
-            x = self._double_frames(x, cache)
+            x = self._double_frames(x, cache, self.time_conv)
         return _per_frame(self.resample, x)
 
-    def _double_frames(self, x: Tensor, cache: FeatureCache) -> Tensor:
+    def _double_frames(self, x: Tensor, cache: FeatureCache, time_conv: CausalConv3d) -> Tensor:
         if not cache.first:
-            return self._interleave(self.time_conv(x, cache))
+            return self._interleave(time_conv(x, cache))
         # The first frame is neither doubled nor seen by its successors: the cache starts with zeros after it.
         first, rest = x[:, :, :1], x[:, :, 1:]
         if rest.shape[2] == 0:
-            cache.keep(x.new_zeros(*x.shape[:2], self.time_conv.past_frames, *x.shape[3:]))
+            cache.keep(x.new_zeros(*x.shape[:2], time_conv.past_frames, *x.shape[3:]))
             return first
-        return torch.cat([first, self._interleave(self.time_conv(rest, cache))], dim=2)
+        return torch.cat([first, self._interleave(time_conv(rest, cache))], dim=2)
 
     @staticmethod
     def _interleave(x: Tensor) -> Tensor:  # [B, 2C, T, H, W] -> [B, C, 2T, H, W], first half of the channels first
@@ -271,9 +273,9 @@ class WanVAE(nn.Module):
         """Keep convolution weights in channels-last order, for which oneDNN and cuDNN have the faster 3D kernels."""
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)
+                module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch leaves it out
             elif isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out
         return self
 
     @torch.inference_mode()

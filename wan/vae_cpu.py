@@ -6,6 +6,8 @@
 - Every layer keeps the channels-last order and goes to oneDNN, which PyTorch leaves for small or 1 x 1 inputs.
 """
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,13 +38,13 @@ class FastConv(CausalConv3d):
         self.__dict__.update(layer.__dict__)
         self._middle: tuple[Tensor, Tensor] | None = None  # the two kernels of F(2, 3) that are sums
 
-    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:  # [B, C, T, H, W]
+    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:  # type: ignore[override]  # [B, C, T, H, W]; a cache more
         if self.past_frames == 0:
             flat = onednn.linear(x.permute(0, 2, 3, 4, 1).contiguous(), self.weight.flatten(1), self.bias)
             return flat.permute(0, 4, 1, 2, 3)
         frames = self._after_past(x, cache)
         frames[:, :, self.past_frames :] = x
-        return self._apply(frames, cache)
+        return self._convolved(frames, cache)
 
     def of_activated(self, x: Tensor, norm: "FastNorm", cache: FeatureCache) -> Tensor:
         """This layer on SiLU(norm(x)), which is made in the very place where the convolution reads it."""
@@ -51,7 +53,7 @@ class FastConv(CausalConv3d):
         norm.into(x, activated)
         del x  # its memory is needed for what follows
         F.silu(activated, inplace=True)
-        return self._apply(frames, cache)
+        return self._convolved(frames, cache)
 
     def _after_past(self, x: Tensor, cache: FeatureCache) -> Tensor:
         """Room for the frames of x behind those that were kept."""
@@ -60,7 +62,7 @@ class FastConv(CausalConv3d):
         frames[:, :, : self.past_frames] = 0 if past is None else past
         return frames
 
-    def _apply(self, frames: Tensor, cache: FeatureCache) -> Tensor:
+    def _convolved(self, frames: Tensor, cache: FeatureCache) -> Tensor:
         cache.kept.append(frames[:, :, -self.past_frames :].clone(memory_format=torch.channels_last_3d))
         count = frames.shape[2] - self.past_frames
         if self.kernel_size[1] == 3:
@@ -77,7 +79,7 @@ class FastConv(CausalConv3d):
         if self._middle is None:
             first, second, third = (self.weight[:, :, i] for i in range(3))
             outer = first + third
-            self._middle = tuple(_channels_last((outer + sign * second) / 2) for sign in (1, -1))
+            self._middle = _channels_last((outer + second) / 2), _channels_last((outer - second) / 2)
         return self._middle
 
     def _pairs(self, frames: Tensor) -> Tensor:  # [B, C, T + 2, H, W] to [B, C', T, H, W] for even T
@@ -109,7 +111,7 @@ class FastUpsample(Upsample):
 
     def _phase_kernels(self) -> Tensor:
         """[4 C', C, 2, 2]: what each of a pixel's four descendants takes from the 2 x 2 pixels at its corner."""
-        weight = self.resample[1].weight
+        weight = cast(nn.Conv2d, self.resample[1]).weight
         rows = (torch.stack([weight[:, :, 0], weight[:, :, 1] + weight[:, :, 2]], 2),
                 torch.stack([weight[:, :, 0] + weight[:, :, 1], weight[:, :, 2]], 2))  # fmt: skip
         kernels = []
@@ -120,9 +122,10 @@ class FastUpsample(Upsample):
 
     def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
         if self.time_conv is not None:
-            x = self._double_frames(x, cache)
+            x = self._double_frames(x, cache, self.time_conv)
         b, c, t, h, w = x.shape
-        y = _convolve(x.transpose(1, 2).reshape(b * t, c, h, w), self._phases, self.resample[1].bias.repeat(4), (1, 1))
+        bias = cast(Any, self.resample[1]).bias.repeat(4)
+        y = _convolve(x.transpose(1, 2).reshape(b * t, c, h, w), self._phases, bias, (1, 1))
         out = _empty(x, y.shape[1] // 4, t, 2 * h, 2 * w)
         frames = out.transpose(1, 2).flatten(0, 1)
         for phase, part in enumerate(y.chunk(4, dim=1)):
@@ -166,7 +169,7 @@ class FastResidualBlock(ResidualBlock):
 
     def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:  # [B, C, T, H, W]
         residual = x if self.shortcut is None else self.shortcut(x, cache)
-        norm1, _, conv1, norm2, _, _, conv2 = self.residual
+        norm1, _, conv1, norm2, _, _, conv2 = cast(Any, self.residual)
         return conv2.of_activated(conv1.of_activated(x, norm1, cache), norm2, cache).add_(residual)
 
 

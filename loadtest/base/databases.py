@@ -55,7 +55,7 @@ class Postgres:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen  # since `start`
         self.start()
         self.execute("CREATE DATABASE wan")
 

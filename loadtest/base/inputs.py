@@ -7,6 +7,7 @@ LoadTestError
 └── ToolError           an external program (perf_analyzer, the service itself) is missing or failed
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def parse(model: type[Strict], data: dict, source: str):
         raise ProfileError("\n".join(lines)) from error
 
 
-def _sentence(problem: dict) -> str:
+def _sentence(problem: Mapping[str, Any]) -> str:
     tags = {"poisson", "constant", "ramp", "burst", "closed"}  # the union's tag appears in the location; it is no field
     field = ".".join(str(part) for part in problem["loc"] if part not in tags and part != "[key]") or "profile"
     value = problem["input"]

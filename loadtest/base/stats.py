@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def percentile(values: Sequence[float], q: float) -> float:
+def percentile(values: Sequence[float] | np.ndarray, q: float) -> float:
     """The q-th percentile (0..100), the nearest rank above: infinite values (requests that never ended) are legal."""
     if not len(values):
         return math.nan
@@ -15,12 +15,12 @@ def percentile(values: Sequence[float], q: float) -> float:
     return float(np.partition(np.asarray(values, float), rank)[rank])
 
 
-def mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float] | np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else math.nan
 
 
 def block_bootstrap(
-    values: Sequence[float], statistic: Callable[[np.ndarray], float], draws: int = 500, seed: int = 0
+    values: Sequence[float] | np.ndarray, statistic: Callable[[np.ndarray], float], draws: int = 500, seed: int = 0
 ) -> np.ndarray:
     """Draws of a statistic from a circular moving-block bootstrap [draws].
 

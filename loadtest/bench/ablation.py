@@ -43,7 +43,9 @@ def steps(device, caches: dict[str, float]) -> list[Step]:
 
 def ablate(case: Case, rows: list[Step], repeats: int) -> list[dict]:
     """Median seconds of `case` (a denoise) with each row's options and all above; speed-up against the first row."""
-    loading, request, results = {}, {}, []
+    loading: dict = {}
+    request: dict = {}
+    results: list[dict] = []
     for row in rows:
         loading, request = loading | row.loading, request | row.request
         one = Case(**case.as_dict() | {"loading": loading, "request": case.request | request})

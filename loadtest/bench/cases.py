@@ -1,6 +1,7 @@
 """What is timed: a case names a part of the model, its size and its weights. Plain data, so that it travels to processes."""
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from contract.geometry import Geometry
 from contract.variants import VARIANTS
@@ -20,8 +21,8 @@ class Case:
     dtype: str = "float32"
     device: str = "cpu"
     shape: tuple[int, ...] = ()
-    architecture: dict | None = None
-    checkpoint: str | None = None
+    architecture: dict = field(default_factory=dict)
+    checkpoint: str = ""
     loading: dict = field(default_factory=dict)
     request: dict = field(default_factory=dict)
     threads: int = 0
@@ -37,7 +38,7 @@ class Case:
 def standard(checkpoint: str, device: str, threads: int) -> list[Case]:
     """The cases of `make bench`: real widths where a CPU can carry them, the whole loop on the shipped checkpoint."""
     two_layers = ARCHITECTURES["t2v-1.3b"] | {"num_layers": 2}
-    common = dict(device=device, threads=threads)
+    common: dict[str, Any] = dict(device=device, threads=threads)
     return [
         Case("DiT forward, 1.3B width, 2 layers, 16x5x30x52", "dit", "float32", shape=(16, 5, 30, 52), architecture=two_layers, **common),
         Case("the same in bfloat16", "dit", "bfloat16", shape=(16, 5, 30, 52), architecture=two_layers, **common),
@@ -56,7 +57,9 @@ def random_weights(
         GEOMETRY.latent_shape(width, height, frames),
         dict(width=width, height=height, num_frames=frames, steps=steps),
     )
-    common = dict(dtype=dtype, device=device, shape=shape, architecture=ARCHITECTURES[name], loading=loading)
+    common: dict[str, Any] = dict(
+        dtype=dtype, device=device, shape=shape, architecture=ARCHITECTURES[name], loading=loading
+    )
     text = f"{name} {width}x{height}x{frames}"
     return [
         Case(f"DiT forward, {text}", "dit", **common),

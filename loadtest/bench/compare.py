@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import IO, cast
 
 import torch
 
@@ -25,26 +26,27 @@ class Process:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
+        self._input, self._output = cast("IO[str]", self._process.stdin), cast("IO[str]", self._process.stdout)
 
     def __enter__(self) -> "Process":
         self._answer()
         return self
 
     def __exit__(self, *_) -> None:
-        self._process.stdin.close()
+        self._input.close()
         self._process.wait()
         self._errors.close()
 
     def _answer(self) -> dict:
-        line = self._process.stdout.readline()
+        line = self._output.readline()
         if not line:
             self._errors.seek(0)
             raise LoadTestError(f"the {self._side} process ended: {self._errors.read()[-2000:]}")
         return json.loads(line)
 
     def ask(self, *command: str) -> dict:
-        self._process.stdin.write(" ".join(command) + "\n")
-        self._process.stdin.flush()
+        self._input.write(" ".join(command) + "\n")
+        self._input.flush()
         return self._answer()
 
 

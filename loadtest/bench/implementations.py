@@ -27,7 +27,7 @@ PROMPT = "a red circle moves left on a white background"
 
 def _fill(named: Iterable[tuple[str, nn.Parameter]]) -> None:
     """Random weights in the order of the names; small, so that activations stay in range through forty layers."""
-    generator = {}
+    generator: dict[torch.device, torch.Generator] = {}
     for _, parameter in sorted(named):
         device = parameter.device
         random = generator.setdefault(device, torch.Generator(device).manual_seed(0))
@@ -66,7 +66,7 @@ def _our_dit(case: Case) -> WanDiT:
         with torch.device(case.device):
             dit = WanDiT(DiTConfig(**case.architecture)).eval()
         _fill(dit.named_parameters())
-        dit = _cast(dit, dtype)
+        _cast(dit, dtype)
     return optimized(dit, Options(**case.loading))
 
 

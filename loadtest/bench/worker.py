@@ -48,15 +48,15 @@ def _forget_peak() -> None:
 
 def _peak_rss() -> int:
     """Bytes."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE).group(1))
+    found = re.findall(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return 1024 * int(found[0])
 
 
 class Worker:
     def __init__(self, side: str, case: Case):
         if case.threads:
             torch.set_num_threads(case.threads)
-        self._case, self._result = case, None
+        self._case, self._result = case, torch.empty(0)
         self._run = SIDES[side](case)
         gc.collect()
         _forget_peak()  # loading may take more than running, and is not what is compared

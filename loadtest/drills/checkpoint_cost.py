@@ -11,12 +11,14 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from contract.parameters import LOSSLESS
 from loadtest.base.inputs import ProfileError
 from service.stack import ROOT
+from stages.metrics import DenoiseMetrics
 from stages.run_directory import RunDirectory, StepCheckpoint
 from stages.settings import StageSettings
 from stages.step_hook import CHECKPOINT_SHARE, LONGEST_PAUSE, Intervals, StepHook
@@ -52,7 +54,9 @@ def loop_share(pipeline: Pipeline, folder: Path, steps: int, interval: float) ->
     request = pipeline.card.request(prompt="a red circle moves left", seed=1, steps=steps, **LOSSLESS)
     conditioning, plan = pipeline.condition(request), pipeline.denoiser.plan(request)
     directory = TimedDirectory(folder, "loop").open()
-    run = StepHook(request, plan, "model", directory, Intervals(interval, interval), NoMetrics())
+    run = StepHook(
+        request, plan, "model", directory, Intervals(interval, interval), cast("DenoiseMetrics", NoMetrics())
+    )
     began = time.perf_counter()
     pipeline.denoise(conditioning, request, on_step=run)
     seconds = time.perf_counter() - began

@@ -154,8 +154,10 @@ def drive(card: Path, clients: int, jobs: int, slots: int = 4) -> Report:
         store = JobStore.from_settings(settings)
         with gateway(settings) as url:
             work = [threading.Thread(target=submit, args=(url, n, jobs // clients, ids)) for n in range(clients)]
-            [thread.start() for thread in work]
-            [thread.join() for thread in work]
+            for thread in work:
+                thread.start()
+            for thread in work:
+                thread.join()
             with worker(settings, generator):
                 while store.stats()["finished"].get("completed", 0) < len(ids) and time.monotonic() - began < 1800:
                     time.sleep(0.2)
@@ -170,7 +172,7 @@ def judge(jobs: list[Job], ran: list[str]) -> Report:
     times = Counter(request_id.rpartition("-")[0] for request_id in ran)
     report = Report(len(jobs), sum(job.status == COMPLETED for job in jobs))
     report.ran_more_than_once = [job_id for job_id, count in times.items() if count != 1]
-    by_lease = sorted(jobs, key=lambda job: job.leased_at)
+    by_lease = sorted(jobs, key=lambda job: job.leased_at or 0.0)
     last: dict = {}
     for job in by_lease:  # a class: same owner, priority and cost
         kind = (job.owner, job.priority, job.raw_cost)
@@ -180,17 +182,22 @@ def judge(jobs: list[Job], ran: list[str]) -> Report:
     return report
 
 
+def _used(job: Job) -> float:
+    """GPU-seconds of a job that is done."""
+    return (job.info or {})["gpu_seconds"]
+
+
 def spread(by_lease: list[Job]) -> tuple[float, float]:
     """Largest deviation from equal GPU-seconds while every owner still had jobs waiting, and that of a single job."""
     left = Counter(job.owner for job in by_lease)
     given: dict[str, float] = defaultdict(float)
     for job in by_lease:
-        given[job.owner] += job.info["gpu_seconds"]
+        given[job.owner] += _used(job)
         left[job.owner] -= 1
         if left[job.owner] == 0:
             break
     mean = sum(given.values()) / len(left)
-    largest = max(job.info["gpu_seconds"] for job in by_lease)
+    largest = max(_used(job) for job in by_lease)
     return max(abs(seconds - mean) for seconds in given.values()) / mean, largest / mean
 
 

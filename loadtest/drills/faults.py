@@ -153,9 +153,11 @@ class Drill:
         next(process for process in mine if "tritonserver" in process.name()).kill()
 
     def kill_stub(self) -> None:
-        next(stub for stub in self.stack.triton.stubs if "denoise" in stub.instance).process.kill()
+        next(stub for stub in self.stack.server.stubs if "denoise" in stub.instance).process.kill()
 
     def kill_database(self) -> None:
+        if self.postgres is None:
+            raise ValueError("a drill without PostgreSQL cannot kill it")
         self.postgres.kill()
         time.sleep(1)
         self.postgres.start()

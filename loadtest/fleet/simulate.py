@@ -141,7 +141,7 @@ def compare(
 
 def frontier(trace: Trace, policy: ScalingPolicy, options: FleetOptions, seed: int) -> dict[str, list[dict]]:
     """Cost against wait for several targets of each rule."""
-    curves = {}
+    curves: dict[str, list[dict]] = {}
     for name, kind in rules(policy).items():
         curves[name] = []
         for target in kind.sweep:

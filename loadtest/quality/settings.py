@@ -1,6 +1,7 @@
 """Sets of options as text: `teacache=0.1+linear=fp8`."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from contract.parameters import CACHES, LOSSLESS, PARAMETERS
 from loadtest.base.inputs import LoadTestError
@@ -36,7 +37,8 @@ BASELINE = Setting("baseline", LOSSLESS)
 
 def parse(text: str) -> Setting:
     """Options joined by `+`; raises LoadTestError for a name or value that is unknown."""
-    request, loading = dict(BASELINE.request), {}
+    request = dict(BASELINE.request)
+    loading: dict[str, Any] = {}
     for part in text.split("+"):
         name, _, value = part.partition("=")
         try:

@@ -93,7 +93,8 @@ async def find_capacity(profile: Profile, search: Search, run: RunOnce, tell: Ca
 
 async def try_rate(profile: Profile, rate: float, search: Search, run: RunOnce) -> Probe:
     """Run one rate with new seeds until the SLO surely holds or surely fails, or the runs are used up."""
-    probe, results = Probe(rate), []
+    probe = Probe(rate)
+    results: list = []
     while probe.runs < search.runs and probe.holds is None:
         load = profile.load.model_copy(update={"per_minute": rate})
         seed = profile.seed + 1000 * len(results)

@@ -71,6 +71,7 @@ def figures() -> list[tuple[str, Callable[[list[Record]], list[float]], Callable
     def compute(records: list[Record]) -> list[float]:
         return [seconds for r in records if r.ok and (seconds := r.compute_seconds) is not None]
 
+    found: list[tuple[str, Callable[[list[Record]], list[float]], Callable[[np.ndarray], float]]]
     found = [(f"total p{q}", total, quantile(q)) for q in (50, 95, 99)]
     found += [(f"wait p{q}", wait, quantile(q)) for q in (50, 95)]
     found += [(f"stage {name} mean", stage(name), mean) for name in (*COMPUTE, "encode")]

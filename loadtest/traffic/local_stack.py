@@ -61,7 +61,7 @@ def exported(checkpoint: Path, workers: int) -> Path:
 
 def aimed(profile: Profile, stack: Stack) -> Profile:
     """The profile with the addresses of a running service in place of its own."""
-    triton = stack.triton
+    triton = stack.server
     urls = {"videos": stack.url, "triton-grpc": f"grpc://{triton.grpc_url}", "triton-http": triton.http_url}
     target = profile.target.model_copy(update={"url": urls[profile.target.kind]})
     metrics = profile.metrics

@@ -51,7 +51,7 @@ async def query(session: aiohttp.ClientSession, settings: Metrics, start: float,
         "end": str(end),
         "step": str(max(settings.every_seconds, (end - start) / 5000)),
     }
-    url = f"{settings.prometheus_url.rstrip('/')}/api/v1/query_range"
+    url = f"{str(settings.prometheus_url).rstrip('/')}/api/v1/query_range"
     try:
         async with session.post(url, data=params) as answer:
             data = await answer.json(content_type=None)

@@ -33,8 +33,8 @@ class Measured:
 
     @classmethod
     def of(cls, model: str, tool: str, seconds: list[float], per_minute: float) -> "Measured":
-        quantiles = (percentile(seconds, q) for q in (50, 95))
-        return cls(model, tool, len(seconds), mean(seconds), *quantiles, per_minute)
+        median, p95 = percentile(seconds, 50), percentile(seconds, 95)
+        return cls(model, tool, len(seconds), mean(seconds), median, p95, per_minute)
 
 
 def measure_all(profile: Profile, folder: Path, allow_remote: bool, stages: bool = True) -> list[Measured]:

@@ -82,7 +82,11 @@ def _libraries(cache: Path) -> Path:
     folder, spec = cache.absolute() / "lib", find_spec("pytriton")
     folder.mkdir(exist_ok=True)
     for name, pattern in LIBRARIES.items():
-        source = next((Path(spec.origin).parent.parent / "nvidia_pytriton.libs").glob(pattern), None) if spec else None
+        source = (
+            next((Path(spec.origin).parent.parent / "nvidia_pytriton.libs").glob(pattern), None)
+            if spec and spec.origin
+            else None
+        )
         if source and not (folder / name).exists():
             (folder / name).unlink(missing_ok=True)
             (folder / name).symlink_to(source)

@@ -79,7 +79,8 @@ def database_bytes(database: str) -> int:
         return sum(size for name, size in entries(path.parent) if name == path.name or name.startswith(path.name + "-"))
     try:
         with psycopg.connect(database, connect_timeout=10) as conn:
-            return conn.execute("SELECT pg_database_size(current_database())").fetchone()[0]
+            row = conn.execute("SELECT pg_database_size(current_database())").fetchone()
+            return row[0] if row else 0
     except psycopg.Error as error:
         raise TargetUnavailable(f"--database: {error}") from error
 
@@ -107,7 +108,9 @@ def find_roots(pids: list[int], url: str) -> list[psutil.Process]:
             return [psutil.Process(pid) for pid in pids]
         port = urlsplit(url).port or 80
         owners = {
-            c.pid for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port and c.pid
+            c.pid
+            for c in psutil.net_connections("tcp")
+            if c.status == "LISTEN" and c.laddr and c.laddr.port == port and c.pid
         }
         roots = {climb(psutil.Process(pid)) for pid in owners}
     except psutil.Error as error:

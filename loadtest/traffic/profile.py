@@ -85,7 +85,7 @@ Load = Annotated[Poisson | Constant | Ramp | Burst | Closed, Field(discriminator
 SHAPED = tuple(p for p in PARAMETERS if p.tensor and p.name not in ("prompt", "negative_prompt", "seed"))
 
 
-class _Shape(Strict):
+class OneShape(Strict):
     """One kind of video in the mix; a field left out takes the service's default."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,40}$")]
@@ -113,7 +113,7 @@ class _Shape(Strict):
 
 
 _FIELDS: dict[str, Any] = {p.name: body.field(p) for p in SHAPED}
-Shape = create_model("Shape", __base__=_Shape, **_FIELDS)
+Shape = create_model("Shape", __base__=OneShape, **_FIELDS)
 
 
 class Limits(Strict):
@@ -214,7 +214,7 @@ class Order:
 
     index: int
     at: float
-    shape: Shape
+    shape: OneShape
     prompt: str
     seed: int
 
@@ -227,7 +227,7 @@ class Order:
 def schedule(profile: Profile) -> list[Order]:
     """All requests of an open-loop run, in order of arrival, within the profile's limits."""
     rng = random.Random(profile.seed)
-    times = []
+    times: list[float] = []
     for at in _times(profile, rng):
         if at > profile.limits.seconds or len(times) == profile.limits.requests:
             break

@@ -161,7 +161,7 @@ def device_seconds(records: list[Record]) -> Chart:
     layers = [
         Layer(
             shape,
-            thin([(float(r.index), r.compute_seconds) for r in done if r.shape == shape]),
+            thin([(float(r.index), r.compute_seconds or 0.0) for r in done if r.shape == shape]),
             "dots",
             PALETTE[k % len(PALETTE)],
         )

@@ -121,7 +121,9 @@ def measure_workers(
                 workers,
                 done,
                 figures["throughput_per_minute"],
-                *(figures["total"][name] for name in ("p50", "p95", "p99")),
+                figures["total"]["p50"],
+                figures["total"]["p95"],
+                figures["total"]["p99"],
                 figures["device_seconds_per_video"],
                 figures["overhead"]["p50"],
             )
@@ -230,6 +232,7 @@ def _tell_scaled(one: Scaled) -> None:
 
 def _page(costs: list[list[QueueCost]], scaled: list[Scaled], said: list[str]) -> str:
     sections = []
+    rows: list[tuple]
     if scaled:
         first = scaled[0].per_minute
         rows = [(s.workers, s.videos, s.per_minute, s.per_minute / first, s.total_p50, s.device_seconds, s.overhead_p50)

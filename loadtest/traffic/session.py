@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 from loadtest.traffic import metrics
 from loadtest.traffic.loops import Run, Sender, apply_load, warm_up
@@ -19,7 +20,7 @@ from loadtest.traffic.targets.triton import GrpcSender, HttpSender
 from loadtest.traffic.targets.videos import VideosSender
 
 View = Callable[[Run], contextlib.AbstractAsyncContextManager]
-SENDERS = {"videos": VideosSender, "triton-grpc": GrpcSender, "triton-http": HttpSender}
+SENDERS: dict[str, Any] = {"videos": VideosSender, "triton-grpc": GrpcSender, "triton-http": HttpSender}
 
 
 @contextlib.asynccontextmanager

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from loadtest.base.stats import block_bootstrap, interval, mean, mg1_wait, percentile
 from loadtest.traffic.profile import SLO, Poisson, Profile
@@ -34,7 +35,7 @@ def totals(records: Iterable[Record]) -> list[float]:
 
 def distribution(values: list[float]) -> dict:
     """Mean, percentiles, and a 95 % interval of the 95th percentile and the mean."""
-    figures = {name: finite(measure(values, name)) for name in ("mean", *QUANTILES)}
+    figures: dict[str, Any] = {name: finite(measure(values, name)) for name in ("mean", *QUANTILES)}
     if len(values) >= 10 and all(map(math.isfinite, values)):
         figures["mean_interval"] = [finite(v) for v in interval(block_bootstrap(values, lambda x: float(x.mean())))]
         figures["p95_interval"] = [finite(v) for v in interval(block_bootstrap(values, lambda x: percentile(x, 95)))]
@@ -48,7 +49,7 @@ def summarise(profile: Profile, records: list[Record], elapsed: float) -> dict:
     span = max(elapsed, 1e-9)
     lags = [record.sent - record.intended for record in records if record.sent is not None]
     outcomes = Counter(record.outcome for record in records)
-    figures = {
+    figures: dict[str, Any] = {
         "requests": len(records),
         "outcomes": dict(outcomes),
         "elapsed_seconds": elapsed,

@@ -1,6 +1,6 @@
 """What the API answers: the job in the shape of OpenAI's and vLLM-Omni's `/v1/videos`, with what they lack added."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, create_model
 
@@ -29,7 +29,7 @@ class JobError(BaseModel):
 SHOWN = tuple(p for p in PARAMETERS if p.name not in ("prompt", "negative_prompt"))
 
 
-class _Job(BaseModel):
+class VideoAnswer(BaseModel):
     """A video job. Times are in seconds, points in time since the epoch."""
 
     id: str
@@ -75,7 +75,8 @@ class _Job(BaseModel):
 
 
 # with every parameter, which a job of an older version may not name
-Video = create_model("Video", __base__=_Job, **{p.name: (p.rule.python | None, None) for p in SHOWN})
+_SHOWN: dict[str, Any] = {p.name: (p.rule.python | None, None) for p in SHOWN}
+Video = create_model("Video", __base__=VideoAnswer, **_SHOWN)
 
 
 class VideoList(BaseModel):
@@ -114,7 +115,7 @@ def percent(job: Job) -> int:
     return min(99, share + {"decode": 2, "encode": 6}.get(job.phase or "", 0))
 
 
-def video(job: Job, estimate: Estimate | None, model: str) -> Video:
+def video(job: Job, estimate: Estimate | None, model: str) -> VideoAnswer:
     """The answer for one job."""
     request, info = job.request, job.info or {}
     done = job.status == COMPLETED

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import Match, Route
 
 from service.api import problems, videos
 from service.api.gateway import Gateway
@@ -88,7 +88,10 @@ def _add_errors(app: FastAPI) -> None:
     async def nothing_here(request: Request, path: str):
         known = videos.router.routes
         methods = {
-            name for route in known if route.matches(request.scope)[0] is Match.PARTIAL for name in route.methods
+            name
+            for route in known
+            if isinstance(route, Route) and route.matches(request.scope)[0] is Match.PARTIAL
+            for name in route.methods or ()
         }
         if methods:
             raise HTTPException(405, headers={"Allow": ", ".join(sorted(methods))})

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 
-from service.api.answers import Video
+from service.api.answers import VideoAnswer
 from service.api.auth import Caller
 from service.api.feed import News
 from service.api.gateway import Gateway
@@ -32,7 +32,9 @@ async def stream(gateway: Gateway, first: News, caller: Caller) -> AsyncIterator
         yield ": still here\n\n" if news is None else news.event
 
 
-async def until_done(gateway: Gateway, request: Request, first: News, caller: Caller, timeout: float) -> Video | None:
+async def until_done(
+    gateway: Gateway, request: Request, first: News, caller: Caller, timeout: float
+) -> VideoAnswer | None:
     """The finished job; None when it was deleted, the client has left or the time is over."""
     deadline = time.monotonic() + timeout
     async for news in watch(gateway, first, caller, 0.5):

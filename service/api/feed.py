@@ -16,7 +16,7 @@ from functools import cached_property
 
 from starlette.concurrency import run_in_threadpool
 
-from service.api.answers import Video
+from service.api.answers import VideoAnswer
 from service.errors import NotFound, RateLimited, ServiceError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ TERMINAL = ("completed", "failed", "cancelled")
 class News:
     """A job as it was after its change at `changed_at`; the text is made once for all followers."""
 
-    video: Video
+    video: VideoAnswer
     changed_at: float
 
     @property
@@ -153,7 +153,7 @@ def _look(
     changed = [job_id for job_id, news in last.items() if changed_at.get(job_id) != news.changed_at]
     skip = set(changed)
     waiting = [job_id for job_id, news in last.items() if news.video.status == "queued" and job_id not in skip]
-    found = {}
+    found: dict[str, News | None] = {}
     for job_id in [*changed[:CHANGED_AT_ONCE], *waiting[:WAITING_AT_ONCE]]:
         try:
             found[job_id] = read(job_id)

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from service.api import answers, webhooks
 from service.api.auth import Caller, Keys
 from service.api.feed import Feed, News
-from service.api.requests import VideoRequest, stable_seed
+from service.api.requests import RequestBody, stable_seed
 from service.errors import InvalidRequest, ServiceError, StorageError, Unavailable
 from service.logs import prompt_fields
 from service.metrics import measured_metrics, store_metrics
@@ -94,13 +94,13 @@ class Gateway:
 
     # --- jobs
 
-    async def submit(self, request: VideoRequest, caller: Caller, idempotency_key: str | None) -> tuple[Job, bool]:
+    async def submit(self, request: RequestBody, caller: Caller, idempotency_key: str | None) -> tuple[Job, bool]:
         """Price, admit and store a job; (job, False) when the idempotency key was used before."""
         priority = caller.allow(request.priority, "priority" in request.model_fields_set)
         if request.webhook_url is not None:
             webhooks.check_url(request.webhook_url, self.settings.webhook_allow_private)
         values = request.resolve(self.card, self.settings.model_name)
-        if request.seed is None and idempotency_key is not None:
+        if request.given("seed") is None and idempotency_key is not None:
             # a repetition must be recognised as the same request although its seed would be drawn anew
             values["seed"] = stable_seed(caller.name, idempotency_key)
         raw = self.costs.predict(values, self.card.geometry)
@@ -123,7 +123,7 @@ class Gateway:
         logger.info("submitted", extra=extra | prompt_fields(values["prompt"], self.settings.log_prompts))
         return job, made
 
-    async def answer(self, job_id: str, caller: Caller) -> answers.Video:
+    async def answer(self, job_id: str, caller: Caller) -> answers.VideoAnswer:
         return (await run_in_threadpool(self.read, job_id, caller.name)).video
 
     def read(self, job_id: str, owner: str | None = None) -> News:
@@ -136,7 +136,7 @@ class Gateway:
         async with self._beginning:
             return await run_in_threadpool(self.read, job_id, caller.name)
 
-    async def answer_for(self, job: Job) -> answers.Video:
+    async def answer_for(self, job: Job) -> answers.VideoAnswer:
         estimate = await run_in_threadpool(self.store.estimate, job)
         return answers.video(job, estimate, self.settings.model_name)
 

@@ -71,26 +71,26 @@ class JobFields(BaseModel):
         return value
 
 
-class _Body(JobFields):
+class RequestBody(JobFields):
     @model_validator(mode="after")
-    def _said_once(self) -> "_Body":
+    def _said_once(self) -> "RequestBody":
         sizes = [name for name in ("size", "target_shape") if getattr(self, name) is not None]
-        if self._given("width") is not None or self._given("height") is not None:
+        if self.given("width") is not None or self.given("height") is not None:
             sizes.append("width/height")
         if len(sizes) > 1:
             raise ValueError(f"one of size, width and height, target_shape; not {' and '.join(sizes)} together")
-        if self.seconds is not None and self._given("num_frames") is not None:
+        if self.seconds is not None and self.given("num_frames") is not None:
             raise ValueError("one of seconds and num_frames, not both")
         return self
 
-    def _given(self, name: str) -> Any:
+    def given(self, name: str) -> Any:
         return getattr(self, name)
 
     def resolve(self, card: ModelCard, model_name: str) -> dict:
         """The complete generation request as it is stored and sent to Triton; InvalidRequest names the field."""
         if self.model is not None and self.model != model_name:
             raise InvalidRequest("model", self.model, f"{model_name!r}, the served model")
-        given = {p.name: self._given(p.name) for p in PARAMETERS}
+        given = {p.name: self.given(p.name) for p in PARAMETERS}
         fps = given.pop("fps")
         fps = card.defaults.fps if fps is None else fps
         said_as = {}  # how the caller named what is refused
@@ -111,9 +111,8 @@ class _Body(JobFields):
 
     def _shape(self) -> tuple[str, int, int] | None:
         """(field, width, height) where one field says both."""
-        if self.size is not None:
-            width, height = (int(side) for side in SIZE.fullmatch(self.size).groups())
-            return "size", width, height
+        if self.size is not None and (sides := SIZE.fullmatch(self.size)):
+            return "size", int(sides[1]), int(sides[2])
         if self.target_shape is not None:
             height, width = self.target_shape
             return "target_shape", width, height
@@ -121,14 +120,14 @@ class _Body(JobFields):
 
     @staticmethod
     def _frames(seconds: float, fps: int, card: ModelCard) -> int:
-        frames, most = card.geometry.longest(seconds * fps), BY_NAME["num_frames"].rule.high
+        frames, most = card.geometry.longest(seconds * fps), int(BY_NAME["num_frames"].number.high)
         if frames > most:
             raise InvalidRequest("seconds", seconds, f"at most {most} frames, {most / fps:.1f} s")
         return frames
 
 
 _FIELDS: dict[str, Any] = {p.name: body.field(p, required=p.name == "prompt") for p in PARAMETERS}
-VideoRequest = create_model("VideoRequest", __base__=_Body, **_FIELDS)
+VideoRequest = create_model("VideoRequest", __base__=RequestBody, **_FIELDS)
 VideoRequest.__doc__ = "Body of `POST /v1/videos`; what is left out takes the model's default (see `GET /v1/models`)."
 
 
@@ -150,7 +149,7 @@ def _printable(value: str) -> str:
     return value
 
 
-def parse(values: dict) -> VideoRequest:
+def parse(values: dict) -> RequestBody:
     """Validate a decoded body; InvalidRequest names the field, its value and what is allowed."""
     if values.get("input_reference") is not None:
         raise InvalidRequest("input_reference", "a file", "nothing: this model makes videos from text only")

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from service.api import answers, body, content, events, requests
 from service.api.auth import Caller
 from service.api.gateway import Gateway
-from service.errors import InvalidRequest, ServiceError, Unavailable
+from service.errors import InvalidRequest, NotFound, ServiceError, Unavailable
 
 
 async def video_of(request: Request, gateway: Gateway, caller: Caller, idempotency_key: str | None = None) -> Response:
@@ -28,18 +28,20 @@ async def video_of(request: Request, gateway: Gateway, caller: Caller, idempoten
     if done.status != "completed":
         raise _failed(done)
     stored = await run_in_threadpool(gateway.store.get, job.id, caller.name)
+    if stored.video_key is None or stored.video_bytes is None:
+        raise NotFound("the video was removed", "id")
     answer = content.file_response(
-        request, gateway.files, stored.video_key, stored.video_bytes, "video/mp4", done.file_name
+        request, gateway.files, stored.video_key, stored.video_bytes, "video/mp4", str(done.file_name)
     )
     answer.headers.update(_headers(done))
     return answer
 
 
-def _headers(done: answers.Video) -> dict[str, str]:
+def _headers(done: answers.VideoAnswer) -> dict[str, str]:
     return {
         "X-Request-Id": done.id,
         "X-Model": done.model,
-        "X-Seed": str(done.seed),
+        "X-Seed": str(done.model_dump()["seed"]),
         "X-Inference-Time-S": f"{done.inference_time_s or 0:.3f}",
         "X-Stage-Durations": ",".join(f"{name}={value:g}" for name, value in (done.stage_durations or {}).items()),
     }
@@ -50,11 +52,11 @@ def _cancel_quietly(gateway: Gateway, job_id: str) -> None:
         gateway.store.cancel(job_id)
 
 
-def _failed(video: answers.Video) -> ServiceError:
+def _failed(video: answers.VideoAnswer) -> ServiceError:
     message = video.error.message if video.error else "the job was cancelled"
-    error = InvalidRequest("body", "…", message) if video.error and video.error.code == "invalid_value" else None
-    if error is None:
-        error = ServiceError(message)
-        error.code = video.error.code if video.error else "cancelled"
-        error.status = 500 if video.error else 409
+    if video.error and video.error.code == "invalid_value":
+        return InvalidRequest("body", "…", message)
+    error = ServiceError(message)
+    error.code = video.error.code if video.error else "cancelled"
+    error.status = 500 if video.error else 409
     return error

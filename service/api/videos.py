@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -47,7 +47,7 @@ async def idempotency_key_of(
 IdempotencyKey = Annotated[str | None, Depends(idempotency_key_of)]
 
 _SCHEMA = requests.VideoRequest.model_json_schema(by_alias=False)
-_BODY = {
+_BODY: dict[str, Any] = {
     "openapi_extra": {
         "requestBody": {
             "required": True,

@@ -106,7 +106,7 @@ async def resolve(host: str, port: int, allow_private: bool) -> str:
     """One address of the host; RefusedAddress if any of them is private."""
     loop = asyncio.get_running_loop()
     found = await asyncio.wait_for(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM), TIMEOUT_SECONDS)
-    addresses = [ipaddress.ip_address(entry[4][0].partition("%")[0]) for entry in found]
+    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     if not allow_private and not all(public(address) for address in addresses):
         raise RefusedAddress(f"{host} has an address that is not public")
     return str(addresses[0])

@@ -180,7 +180,7 @@ def environment(found: Installation, project_root: Path, extra: dict[str, str]) 
     packages = [project_root, sysconfig.get_path("purelib"), inherited.get("PYTHONPATH")]
     # The stub takes the environment of the first python3 on PATH.
     programs = [Path(sys.executable).parent, inherited.get("PATH")]
-    joined = {
+    joined: dict[str, list] = {
         "LD_LIBRARY_PATH": libraries,
         "PYTHONPATH": packages,
         "PATH": programs,

@@ -44,7 +44,7 @@ class Triton:
 
     def _call(self, method: str, url: str, body: dict | None = None) -> tuple[int, str]:
         parts = urlsplit(url)
-        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=self.timeout)
+        connection = http.client.HTTPConnection(parts.hostname or "localhost", parts.port, timeout=self.timeout)
         try:
             connection.request(method, parts.path, json.dumps(body) if body is not None else None)
             answer = connection.getresponse()

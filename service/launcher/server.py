@@ -187,9 +187,9 @@ class TritonServer:
         options += ["--launcher", str(os.getpid()), "--"]
         stage_settings = {"WAN_RUN_DIR": str(self.run_dir)} if self.run_dir else {}
         environment = install.environment(found, PROJECT_ROOT, stage_settings | self._environment)
-        self._guard = leftovers.start_guard(options + command, environment, self.log_path, *self._traces)
+        self._guard = guard = leftovers.start_guard(options + command, environment, self.log_path, *self._traces)
         try:
-            self._wait_until_ready(reader)
+            self._wait_until_ready(guard, reader)
         except BaseException:
             self._end_guard(b"k")
             raise
@@ -225,7 +225,7 @@ class TritonServer:
         command += [f"--{key}={value}" for key, value in options.items()]
         return [*command, f"--backend-config=python,stub-timeout-seconds={int(self._start_timeout)}"]
 
-    def _wait_until_ready(self, reader: LogReader) -> None:
+    def _wait_until_ready(self, guard: subprocess.Popen, reader: LogReader) -> None:
         total = sum(1 for path in self.repository.iterdir() if (path / "config.pbtxt").is_file())
         ready = 0
         deadline = time.monotonic() + self._start_timeout
@@ -234,8 +234,8 @@ class TritonServer:
                 if event == "ready":
                     ready += 1
                     self._on_progress(model, ready, total)
-            if self._guard.poll() is not None:
-                raise self._explain(reader.all_lines())
+            if guard.poll() is not None:
+                raise self._explain(guard, reader.all_lines())
             if ready == total and self._answers("/v2/health/ready"):
                 break
             if time.monotonic() > deadline:
@@ -245,19 +245,17 @@ class TritonServer:
             if self._stopping.is_set():
                 raise TritonExited("stopped while it was starting")
             time.sleep(POLL_SECONDS)
-        self._stubs = find_stubs(self._guard.pid)
+        self._stubs = find_stubs(guard.pid)
         if self.run_dir:
             run_directories.clear_broken(self.run_dir)
         self._ready.set()
 
-    def _explain(self, lines: list[str]) -> TritonServerError:
+    def _explain(self, guard: subprocess.Popen, lines: list[str]) -> TritonServerError:
         if reason := load_failure(lines):
             return ModelLoadFailed(f"{reason}\nlog: {self.log_path}")
         if reason := port_conflict(lines):
             return PortInUse(f"{reason}\nstop the program that holds the port or choose another")
-        return TritonExited(
-            f"tritonserver ended with status {self._guard.returncode}\n{tail(lines)}\nlog: {self.log_path}"
-        )
+        return TritonExited(f"tritonserver ended with status {guard.returncode}\n{tail(lines)}\nlog: {self.log_path}")
 
     def _answers(self, path: str, timeout: float = LIVE_CHECK_SECONDS) -> bool:
         try:
@@ -270,7 +268,7 @@ class TritonServer:
         """Tell the guard to stop ("t") or kill ("k") the server and wait until it has cleaned up."""
         self._ready.clear()
         guard, self._guard, self._stubs = self._guard, None, []
-        if guard is None:
+        if guard is None or guard.stdin is None or self.log_path is None:
             return
         log = LogReader(self.log_path)
         with contextlib.suppress(BrokenPipeError):  # it has already ended

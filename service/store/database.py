@@ -103,7 +103,7 @@ class Database:
         if self._clock is not None:
             return self._clock()
         if self.postgres:
-            return float(conn.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar())
+            return float(conn.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
         return time.time()
 
     def notify(self, conn: Connection, kind: str, job_id: str) -> None:
@@ -113,7 +113,7 @@ class Database:
 
     def changes(self, *kinds: str) -> "PostgresChanges | SQLiteChanges":
         """A waiter for changes of these kinds: queued, leased, progress, cancel, done (none given: all)."""
-        return PostgresChanges(self.url, kinds) if self.postgres else SQLiteChanges(self.url.database)
+        return PostgresChanges(self.url, kinds) if self.postgres else SQLiteChanges(str(self.url.database))
 
     def close(self) -> None:
         self.engine.dispose()
@@ -184,14 +184,14 @@ class PostgresChanges:
                 self._conn = psycopg.connect(self._dsn, autocommit=True, connect_timeout=3)
                 self._conn.execute(f"LISTEN {CHANNEL}")
                 return True
-            return self._heard(timeout)
+            return self._heard(self._conn, timeout)
         except psycopg.Error:
             self.close()
             time.sleep(min(timeout, 0.5))
             return True
 
-    def _heard(self, timeout: float) -> bool:
-        for notice in self._conn.notifies(timeout=timeout):
+    def _heard(self, conn: psycopg.Connection, timeout: float) -> bool:
+        for notice in conn.notifies(timeout=timeout):
             if not self._kinds or notice.payload.split(" ")[0] in self._kinds:
                 return True
         return False

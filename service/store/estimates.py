@@ -18,7 +18,7 @@ WORKER_ALIVE_SECONDS = 30.0
 def live_slots(conn: Connection, now: float) -> int:
     """Denoise slots of the workers that were seen lately."""
     query = select(func.coalesce(func.sum(workers.c.slots), 0))
-    return int(conn.execute(query.where(_alive(now), workers.c.state != "draining")).scalar())
+    return int(conn.execute(query.where(_alive(now), workers.c.state != "draining")).scalar_one())
 
 
 def _alive(now: float):
@@ -111,7 +111,7 @@ def demand(conn: Connection, slot_seconds: float) -> float:
     denoise loop says: a pod that is slow would ask for others.
     """
     waits = case((jobs.c.cost < slot_seconds, jobs.c.cost), else_=literal(slot_seconds))
-    seconds = float(conn.execute(select(func.coalesce(func.sum(waits), 0.0)).where(IS_QUEUED)).scalar())
+    seconds = float(conn.execute(select(func.coalesce(func.sum(waits), 0.0)).where(IS_QUEUED)).scalar_one())
     for cost, step, steps in conn.execute(select(jobs.c.cost, jobs.c.step, jobs.c.steps).where(IS_RUNNING)):
         seconds += min(_predicted_left(cost, step, steps), slot_seconds)
     return seconds / slot_seconds
@@ -123,7 +123,7 @@ def stats(conn: Connection, now: float, slot_seconds: float) -> dict:
     queued = {level: (int(number), float(seconds)) for level, number, seconds in rows}
     left = running(conn, now)
     alive = select(workers.c.state, func.count()).where(_alive(now))
-    states = dict(conn.execute(alive.group_by(workers.c.state)).all())
+    states: dict[str, int] = {state: count for state, count in conn.execute(alive.group_by(workers.c.state))}
     return {
         "queued": {level: queued.get(level, (0, 0.0))[0] for level in range(3)},
         "backlog_queued": sum(seconds for _, seconds in queued.values()),

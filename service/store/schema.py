@@ -1,6 +1,6 @@
 """The tables as SQLAlchemy Core sees them; `migrations.py` creates them."""
 
-from sqlalchemy import BigInteger, Column, Float, Integer, MetaData, String, Table, literal_column
+from sqlalchemy import BigInteger, Column, ColumnClause, Float, Integer, MetaData, String, Table, literal_column
 
 metadata = MetaData()
 
@@ -53,7 +53,7 @@ jobs = Table(
 IS_QUEUED = jobs.c.status == literal_column("'queued'")
 IS_RUNNING = jobs.c.status == literal_column("'in_progress'")
 MAY_RISE = jobs.c.level > literal_column("0")
-SOMETHING_WAITS = literal_column("flows.queued > 0")
+SOMETHING_WAITS: ColumnClause[bool] = literal_column("flows.queued > 0")
 
 # Fair queueing between owners: `vtime` is the GPU-seconds an owner has been given, divided by its weight.
 owners = Table(

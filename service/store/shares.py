@@ -42,7 +42,7 @@ def dequeued(conn: Connection, owner: str, level: int, cost: float, jobs: int = 
 def waiting(conn: Connection, owner: str | None = None) -> int:
     """How many jobs wait, of `owner` or of all."""
     query = select(func.coalesce(func.sum(flows.c.queued), 0))
-    return int(conn.execute(query.where(flows.c.owner == owner) if owner is not None else query).scalar())
+    return int(conn.execute(query.where(flows.c.owner == owner) if owner is not None else query).scalar_one())
 
 
 def arrive(conn: Connection, owner: str, weight: float) -> None:

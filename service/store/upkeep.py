@@ -84,8 +84,8 @@ def expired(conn: Connection, now: float) -> list[str]:
 
 def forget(conn: Connection, job_ids: list[str]) -> None:
     """Remove rows for good; those that another process removes at this moment are left to it."""
-    gone = select(jobs.c.id).where(jobs.c.id.in_(job_ids), jobs.c.status.in_(TERMINAL)).order_by(jobs.c.id)
-    gone = list(conn.execute(gone.with_for_update(skip_locked=True)).scalars())
+    query = select(jobs.c.id).where(jobs.c.id.in_(job_ids), jobs.c.status.in_(TERMINAL)).order_by(jobs.c.id)
+    gone = list(conn.execute(query.with_for_update(skip_locked=True)).scalars())
     conn.execute(delete(outbox).where(outbox.c.job_id.in_(gone)))
     conn.execute(delete(jobs).where(jobs.c.id.in_(gone)))
 

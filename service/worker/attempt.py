@@ -173,7 +173,7 @@ class Attempt:
         key = storage.video_key(self.job.id, self.lease.fence)
         size = await self._stubbornly(self.tools.files.put, local, key)
         computed = dict(info.get("seconds") or {})
-        waited = max(0.0, self.job.started_at - self.job.created_at)
+        waited = max(0.0, (self.job.started_at or 0.0) - self.job.created_at)
         seconds = {"queue": round(waited, 4), **computed, "encode": round(time.monotonic() - started, 4)}
         info = {**info, "seconds": seconds, "frames_sha256": digest}
         if gpu_seconds := sum(computed.values()):

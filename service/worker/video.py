@@ -39,6 +39,7 @@ def _run(command: list[str], frames: np.ndarray) -> None:
     # Not imageio-ffmpeg's own writer: it does not look at ffmpeg's status, so a full disk would leave half a video.
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said)
+        assert process.stdin is not None  # a pipe was asked for
         with contextlib.suppress(BrokenPipeError), process, process.stdin:  # a broken pipe: ffmpeg says why
             process.stdin.write(np.ascontiguousarray(frames).data)
         if process.returncode != 0:

@@ -207,10 +207,10 @@ class Worker:
         """Show that the worker lives; the state follows within half a second."""
         last, told = 0.0, None
         while True:
-            now = (self._state(), self.slots, len(self.attempts))
+            now = state, slots, running = self._state(), self.slots, len(self.attempts)
             if now != told or time.monotonic() - last > ALIVE_SECONDS:
                 with contextlib.suppress(ServiceError):
-                    await asyncio.to_thread(self.tools.store.report_worker, self.name, *now)
+                    await asyncio.to_thread(self.tools.store.report_worker, self.name, state, slots, running)
                     last, told = time.monotonic(), now
             await asyncio.sleep(0.5)
 

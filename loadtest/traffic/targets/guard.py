@@ -13,7 +13,7 @@ def refuse_remote(url: str, allow_remote: bool) -> None:
     if not host:
         raise TargetRefused(f"{url!r} names no host")
     try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
     except socket.gaierror as error:
         raise TargetUnavailable(f"{url}: host {host!r} is unknown: {error.strerror}") from error
     remote = sorted(address for address in found if not ipaddress.ip_address(address.partition("%")[0]).is_loopback)

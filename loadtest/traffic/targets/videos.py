@@ -129,7 +129,7 @@ def stages_of(job: dict, record: Record) -> dict[str, float]:
     told = job.get("stage_durations") or {}
     stages = {name: float(told[name]) for name in STAGES if told.get(name) is not None}
     if "queue" not in stages and record.started is not None:
-        stages["queue"] = max(0.0, record.started - record.sent)
+        stages["queue"] = max(0.0, record.started - (record.sent or 0.0))
     return stages
 
 

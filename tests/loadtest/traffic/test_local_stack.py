@@ -69,7 +69,7 @@ def test_a_profile_is_aimed_at_the_part_that_it_loads(profile):
     triton = SimpleNamespace(
         grpc_url="127.0.0.1:1", http_url="http://127.0.0.1:2", metrics_url="http://127.0.0.1:3/metrics"
     )
-    stack = SimpleNamespace(url="http://127.0.0.1:4", triton=triton)
+    stack = SimpleNamespace(url="http://127.0.0.1:4", server=triton)
     expected = {
         "videos": ("http://127.0.0.1:4", "http://127.0.0.1:4/metrics"),
         "triton-grpc": ("grpc://127.0.0.1:1", "http://127.0.0.1:3/metrics"),
