@@ -2,20 +2,19 @@
 
 import json
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from contract import ModelCard
 from stages.run_directory import KEPT_DIRECTORIES
 from tests.model_repository.client import metric
 
-GENERATION = {
-    "prompt": "x", "negative_prompt": "", "width": 16, "height": 16, "num_frames": 1, "steps": 1, "guidance_scale": 1.0,
-    "flow_shift": 3.0, "seed": 0, "sampler": "euler", "cache_threshold": 0.0, "cache": "teacache", "guidance_end": 1.0,
-    "tokenized_at": 0.0,
-}  # fmt: skip
+SMALLEST = {"width": 16, "height": 16, "num_frames": 1, "steps": 1, "guidance_scale": 1.0, "sampler": "euler"}
+GENERATION = asdict(ModelCard().request(prompt="x", negative_prompt="", seed=0, **SMALLEST)) | {"tokenized_at": 0.0}
 INFO = {"steps": 1, "steps_skipped": 0, "seconds": {"denoise": 0.1}}
 DEEP = "[" * 100_000
 

@@ -148,7 +148,7 @@ def test_a_damaged_checkpoint_starts_the_run_over_says_why_and_is_removed(direct
     assert "does not have the digest" in again.refused
     assert "request r starts over" in caplog.text
     assert not directory.checkpoint_path.exists()
-    assert backend.of("wan_denoise_steps_total", kind="resumed").value == 0
+    assert backend.of("wan_triton_denoise_steps_total", kind="resumed").value == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
