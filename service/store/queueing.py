@@ -3,11 +3,12 @@
 import json
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select, tuple_, update
 
-from service.errors import Conflict, DeadlineUnreachable, IdempotencyMismatch, QueueFull
+from service.errors import Conflict, DeadlineUnreachable, IdempotencyMismatch, InvalidRequest, QueueFull
 from service.store import estimates, finishing, shares
 from service.store.jobs import CANCELLED, QUEUED, RUNNING, Job, NewJob
+from service.store.policies import POLICIES
 from service.store.schema import jobs
 
 
@@ -18,6 +19,11 @@ class Limits:
     max_queued: int = 1000
     max_queued_per_owner: int = 1000
     ageing: float = 2.0
+    policy: str = "shortest"
+
+    def turn(self, now: float, cost: float, deadline: float | None) -> float:
+        """Place in the owner's queue of a job submitted now."""
+        return POLICIES[self.policy](now, cost, deadline, self.ageing)
 
 
 def find(conn: Connection, job_id: str, owner: str | None = None, lock: bool = False) -> Job | None:
@@ -27,6 +33,25 @@ def find(conn: Connection, job_id: str, owner: str | None = None, lock: bool = F
         query = query.where(jobs.c.owner == owner)
     row = conn.execute(query.with_for_update() if lock else query).first()
     return Job.from_row(row) if row else None
+
+
+def page(
+    conn: Connection, owner: str | None, after: str | None, limit: int, newest_first: bool
+) -> tuple[list[Job], bool]:
+    """A page by keyset (created_at, id) and whether more follow."""
+    key = tuple_(jobs.c.created_at, jobs.c.id)
+    query = select(jobs).where(jobs.c.deleted == 0)
+    if owner is not None:
+        query = query.where(jobs.c.owner == owner)
+    if after is not None:
+        if (cursor := find(conn, after, owner)) is None:
+            raise InvalidRequest("after", after, "the id of an existing video")
+        place = (cursor.created_at, cursor.id)
+        query = query.where(key < place if newest_first else key > place)
+    columns = (jobs.c.created_at, jobs.c.id)
+    query = query.order_by(*(column.desc() if newest_first else column for column in columns)).limit(limit + 1)
+    rows = [Job.from_row(row) for row in conn.execute(query)]
+    return rows[:limit], len(rows) > limit
 
 
 def replay(conn: Connection, new: NewJob) -> Job | None:
@@ -71,7 +96,7 @@ def admit(conn: Connection, now: float, new: NewJob, limits: Limits) -> None:
             f"{whose} holds {bound} waiting jobs, its maximum; a place is expected in {retry} s", None, retry
         )
     if new.deadline is not None:
-        turn = now + limits.ageing * new.cost
+        turn = limits.turn(now, new.cost, now + new.deadline)
         finish = estimates.for_place(conn, now, new.owner, int(new.priority), turn, new.cost).finish_seconds
         if finish > new.deadline:
             raise DeadlineUnreachable(
@@ -81,19 +106,20 @@ def admit(conn: Connection, now: float, new: NewJob, limits: Limits) -> None:
 
 def add(conn: Connection, now: float, new: NewJob, limits: Limits) -> Job:
     """Insert an admitted job at its place."""
+    deadline = now + new.deadline if new.deadline is not None else None
     values = {
         "id": new.id,
         "owner": new.owner,
         "status": QUEUED,
         "priority": int(new.priority),
         "level": int(new.priority),
-        "turn": now + limits.ageing * new.cost,
+        "turn": limits.turn(now, new.cost, deadline),
         "cost": new.cost,
         "raw_cost": new.raw_cost or new.cost,
         "request": json.dumps(new.request),
         "request_hash": "",
         "idempotency_key": new.idempotency_key,
-        "deadline": now + new.deadline if new.deadline is not None else None,
+        "deadline": deadline,
         "created_at": now,
         "updated_at": now,
         "steps": new.request.get("steps", 0),
