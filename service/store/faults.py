@@ -23,6 +23,7 @@ LONGEST_PAUSE = 30.0  # seconds between two attempts of a job
 LEASING = ("idle", "busy")  # states of workers that may take a job
 HANDED_OVER = Loss(Fault.operator, "handed_over", "the worker was stopped")
 PREEMPTED = Loss(Fault.operator, "preempted", "an urgent job took the place")
+RESTARTED = Loss(Fault.worker, "worker_lost", "the worker began anew")
 LOST = Loss(Fault.worker, "worker_lost", "the worker stopped answering")
 
 
@@ -40,7 +41,8 @@ def ended(conn: Connection, now: float, job: Job, loss: Loss, bounds: Bounds, re
         settle(conn, now, job)
         finish(conn, now, job, FAILED, retention, error_code=loss.code, error_message=loss.message)
     else:
-        delay = min(2.0 ** (losses - 1), LONGEST_PAUSE) if losses else 0.0
+        gone = loss in (LOST, RESTARTED) and losses <= 1  # others may go on at once
+        delay = 0.0 if gone or loss.fault is Fault.operator else min(2.0 ** max(0, losses - 1), LONGEST_PAUSE)
         preempted = loss.code == PREEMPTED.code
         give_back(conn, now, job, delay, losses=losses, worker=job.worker if loss is LOST else None,
                   preemptions=job.preemptions + preempted)  # fmt: skip

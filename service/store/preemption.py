@@ -4,7 +4,7 @@ Urgent is what was submitted with the highest priority, or has a deadline that i
 keeps its checkpoint and its place, which ages as before; it is asked a limited number of times.
 """
 
-from sqlalchemy import Connection, case, func, or_, select, text, update
+from sqlalchemy import Connection, and_, case, func, or_, select, text, update
 
 from service.store import estimates, shares
 from service.store.jobs import Job, Priority
@@ -13,6 +13,13 @@ from service.store.schema import IS_QUEUED, IS_RUNNING, MAY_RISE, jobs
 HURRY = 1.5  # a deadline is near when the time to it is less than this many times the job's predicted seconds
 URGENT = or_(jobs.c.priority == int(Priority.high), jobs.c.deadline.is_not(None))
 IN_DENOISE = or_(jobs.c.phase.is_(None), jobs.c.phase.in_(("starting", "denoise")))
+
+
+def wanted(conn: Connection, now: float) -> bool:
+    """Whether any waiting job is urgent; a look that takes no lock."""
+    first = jobs.c.level == int(Priority.high)
+    near = and_(MAY_RISE, jobs.c.deadline - now < HURRY * jobs.c.cost)
+    return conn.execute(select(jobs.c.id).where(IS_QUEUED, URGENT, or_(first, near)).limit(1)).first() is not None
 
 
 def hurry(conn: Connection, now: float) -> str | None:

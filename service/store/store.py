@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from service.errors import Fault, NotFound, Unavailable
+from service.errors import NotFound, Unavailable
 from service.store import estimates, faults, leases, outbox, preemption, queueing, shares, upkeep
 from service.store.database import Database, transaction
 from service.store.finishing import finish, settle
@@ -44,7 +44,6 @@ from service.store.schema import calibration, counters, jobs, troubles, workers
 CROWD_SECONDS = 0.5
 TROUBLE_SECONDS = 20.0  # how long a report of trouble counts; who is still in it reports again
 MIGRATION_SECONDS = 600.0
-RESTARTED = Loss(Fault.worker, "worker_restarted", "the worker began anew")
 
 
 class JobStore:
@@ -219,7 +218,7 @@ class JobStore:
         def one(conn: Connection, now: float) -> str | None:
             if (job := leases.of_worker(conn, worker)) is None:
                 return None
-            faults.ended(conn, now, job, RESTARTED, self.bounds, self.retention)
+            faults.ended(conn, now, job, faults.RESTARTED, self.bounds, self.retention)
             return job.id
 
         return self._one_by_one(one)
@@ -322,6 +321,9 @@ class JobStore:
 
     def _make_room(self) -> None:
         """Urgent jobs go first, and where everything is busy others make room for them."""
+        with self.database.read() as conn:
+            if not preemption.wanted(conn, self.database.now(conn)):
+                return
         self._one_by_one(preemption.hurry)
         while self._preempt() is not None:
             pass

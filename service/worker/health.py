@@ -8,9 +8,11 @@ least not be all alike. While it fails, the pauses grow, and Triton is restarted
 import hashlib
 import logging
 import time
+from dataclasses import asdict
 
 import numpy as np
 
+from contract.card import ModelCard
 from service.errors import GenerationFailed
 from service.metrics import worker_metrics
 from service.store import Job, JobStore
@@ -71,9 +73,9 @@ class Health:
             self._suspected = False
 
 
-async def canary(triton: Generator, run: run_directories.Run, known: Job | None, defaults: dict) -> None:
+async def canary(triton: Generator, run: run_directories.Run, known: Job | None, card: ModelCard) -> None:
     """Make the video of `known` again; GenerationFailed and its kin when it cannot be made or differs."""
-    request = known.request if known else defaults | {"prompt": PROMPT, "seed": 0, "steps": CANARY_STEPS}
+    request = known.request if known else asdict(card.request(prompt=PROMPT, seed=0, steps=CANARY_STEPS))
     run.create()
     try:
         frames, info = await triton.generate(run.path.name, request)

@@ -14,7 +14,6 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import asdict
 
 from service.errors import ServiceError, SettingsError, Unavailable
 from service.logs import job_id, prompt_fields, setup
@@ -43,7 +42,7 @@ class Worker:
         self.attempts: dict[asyncio.Task, Attempt] = {}
         self.node = self.settings.node or socket.gethostname()
         self.health = tools.health
-        self.looped = time.monotonic()  # when the leasing loop came round last
+        self._looped = time.monotonic()  # when the leasing loop came round last
         self.draining = asyncio.Event()
         self._hurry = asyncio.Event()
         self._wake = asyncio.Event()
@@ -56,6 +55,11 @@ class Worker:
     def ready(self) -> bool:
         """Whether it could take a job; a store that is away is not its fault."""
         return not self.health.sick and not self.draining.is_set()
+
+    @property
+    def loop_age(self) -> float:
+        """Seconds since the leasing loop came round; 0 when it has ended."""
+        return 0.0 if self.draining.is_set() else time.monotonic() - self._looped
 
     def drain(self) -> None:
         """Lease no more and end; said twice: hand the running jobs over at once."""
@@ -98,7 +102,7 @@ class Worker:
                     await asyncio.to_thread(self._tidy_runs)
                 return
             except (Unavailable, OSError) as error:
-                self.looped = time.monotonic()
+                self._looped = time.monotonic()
                 logger.warning("waiting for the database", extra={"reason": str(error)})
                 await asyncio.sleep(0.5)
 
@@ -107,7 +111,7 @@ class Worker:
     async def _keep_leasing(self) -> None:
         await self._take_back()
         while not self.draining.is_set():
-            self.looped = time.monotonic()
+            self._looped = time.monotonic()
             await self._fill()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), 1.0)
@@ -188,7 +192,7 @@ class Worker:
         try:
             known = await asyncio.to_thread(self.tools.store.canary, self.name)
             async with asyncio.timeout(CANARY_SECONDS):
-                await canary(self.tools.triton, run, known, asdict(self.settings.card.defaults))
+                await canary(self.tools.triton, run, known, self.settings.card)
             await asyncio.to_thread(self.health.proved)
             logger.info("this worker is healthy")
         except Unavailable as error:

@@ -118,8 +118,8 @@ def wait_for(client: httpx.Client, job_id: str, *statuses: str, seconds: float =
     raise AssertionError(f"still {video} after {seconds} s, expected {wanted}")
 
 
-def submit(store, **more):
-    return store.submit(NewJob("anonymous", REQUEST | more, cost=1.0))[0].id
+def submit(store, priority=1, **more):
+    return store.submit(NewJob("anonymous", REQUEST | more, cost=1.0, priority=priority))[0].id
 
 
 def until(check, seconds=15.0):

@@ -13,8 +13,6 @@ def test_an_expired_lease_goes_to_another_worker_and_the_first_can_write_nothing
     stale = store.lease("w1")
     store.heartbeat(stale, Progress(step=7, steps=20, checkpoint_key="c", checkpoint_step=6))
     pass_seconds(store, clock, 21)
-    assert store.lease("w2") is None  # a short pause before the second attempt
-    clock.advance(2)
     fresh = store.lease("w2")
     assert fresh.job.id == job.id
     assert fresh.fence == stale.fence + 1

@@ -65,9 +65,9 @@ def test_a_job_makes_room_a_limited_number_of_times(store, clock):
 def test_a_job_whose_deadline_comes_near_goes_first(store, clock):
     leases = busy_with(store, clock, new(cost=1000.0))
     submit(store, clock, new(owner="bob", cost=5.0))
-    with_deadline = store.submit(new(owner="carol", cost=20.0, deadline=2000.0))[0]
+    with_deadline = store.submit(new(owner="carol", cost=20.0, deadline=1500.0))[0]
     assert asked(store, leases) == []
-    clock.advance(1975)
+    clock.advance(1475)
     store.report_worker("w0", "busy", 1, 1)
     store.heartbeat(leases[0])
     store.sweep()
