@@ -17,7 +17,7 @@ from service.store import shares
 from service.store.estimates import WORKER_ALIVE_SECONDS
 from service.store.finishing import finish, settle
 from service.store.jobs import CANCELLED, FAILED, QUEUED, RUNNING, Bounds, Job, Loss
-from service.store.schema import BLAMED_WORKER, SUSPECTED, attempts, jobs, owners, workers
+from service.store.schema import BLAMED_WORKER, SUSPECTED, attempts, jobs, workers
 
 LONGEST_PAUSE = 30.0  # seconds between two attempts of a job
 LEASING = ("idle", "busy")  # states of workers that may take a job
@@ -74,12 +74,8 @@ def give_back(conn: Connection, now: float, job: Job, delay: float, **more) -> N
         "updated_at": now,
     }
     conn.execute(update(jobs).where(jobs.c.id == job.id).values(**(values | more)))
-    shares.arrive(conn, job.owner, _weight(conn, job.owner))
+    shares.arrive(conn, job.owner, shares.weight(conn, job.owner))
     shares.enqueued(conn, job.owner, job.level, job.cost)
-
-
-def _weight(conn: Connection, owner: str) -> float:
-    return conn.execute(select(owners.c.weight).where(owners.c.owner == owner)).scalar() or 1.0
 
 
 def retake(conn: Connection, now: float, job: Job, seconds: float) -> Job:

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, insert, select, tuple_, update
 
 from service.errors import Conflict, DeadlineUnreachable, IdempotencyMismatch, InvalidRequest, QueueFull
 from service.store import estimates, finishing, shares
-from service.store.jobs import CANCELLED, QUEUED, RUNNING, Job, NewJob
+from service.store.jobs import CANCELLED, COMPLETED, QUEUED, RUNNING, Job, NewJob
 from service.store.policies import POLICIES
 from service.store.schema import jobs
 
@@ -141,6 +141,17 @@ def cancel(conn: Connection, now: float, job: Job, retention: float) -> None:
         conn.execute(update(jobs).where(jobs.c.id == job.id).values(cancel_requested=1, updated_at=now))
     elif job.status != CANCELLED:
         raise Conflict(f"the video is {job.status}; only a queued or running one can be cancelled", "id")
+
+
+def remake(conn: Connection, now: float, job: Job) -> None:
+    """Put a completed job back into its owner's queue. `job` is locked; `info` stays, so that the frames can be compared."""
+    if job.status != COMPLETED:
+        raise Conflict(f"the video is {job.status}; only a completed one can be made again", "id")
+    values = {"status": QUEUED, "video_key": None, "video_bytes": None, "completed_at": None, "expires_at": None, "step": 0,
+              "attempts": 0, "losses": 0, "worker": None, "deadline": None, "updated_at": now}  # fmt: skip
+    conn.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
+    shares.arrive(conn, job.owner, shares.weight(conn, job.owner))
+    shares.enqueued(conn, job.owner, job.level, job.cost)
 
 
 def delete(conn: Connection, now: float, job: Job, retention: float) -> None:

@@ -23,6 +23,10 @@ def count_up(name: str) -> tuple:
     return counters, {"name": name, "value": 1}, ["name"], {"value": counters.c.value + 1}
 
 
+def weight(conn: Connection, owner: str) -> float:
+    return conn.execute(select(owners.c.weight).where(owners.c.owner == owner)).scalar() or 1.0
+
+
 def lock(conn: Connection, owner: str) -> None:
     """Lock the account of `owner`; `charge` and `arrive` do it too."""
     conn.execute(select(owners.c.owner).where(owners.c.owner == owner).with_for_update())

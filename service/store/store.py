@@ -20,9 +20,10 @@ from sqlalchemy import Connection, delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import NotFound, Unavailable
-from service.store import estimates, faults, leases, outbox, preemption, queueing, shares, upkeep
+from service.store import estimates, faults, leases, outbox, queueing, shares
 from service.store.database import Database, transaction
 from service.store.finishing import finish, settle
+from service.store.housekeeping import Housekeeping
 from service.store.jobs import (
     CANCELLED,
     COMPLETED,
@@ -46,7 +47,7 @@ TROUBLE_SECONDS = 20.0  # how long a report of trouble counts; who is still in i
 MIGRATION_SECONDS = 600.0
 
 
-class JobStore:
+class JobStore(Housekeeping):
     """Jobs in SQLite or PostgreSQL; safe to use from many threads, processes and (PostgreSQL) hosts."""
 
     def __init__(
@@ -263,20 +264,19 @@ class JobStore:
         with self.database.read() as conn:
             return {job_id: bool(cancelled) for job_id, cancelled in conn.execute(query)}
 
-    @transaction(durable=False)
-    def _preempt(self, conn: Connection) -> str | None:
-        """Make room for an urgent job that waits; returns the job that was asked to."""
-        victim = preemption.preempt(conn, self.database.now(conn), self.bounds.preemptions)
-        if victim is not None:
-            self.database.notify(conn, "cancel", victim)
-        return victim
-
     @transaction()
     def drop_checkpoint(self, conn: Connection, lease: Lease) -> None:
         """Forget a checkpoint that cannot be used; the next attempt starts over."""
         leases.held(conn, self.database.now(conn), lease.job.id, lease.fence, self.lease_seconds)
         values = {"checkpoint_key": None, "checkpoint_step": None}
         conn.execute(update(jobs).where(jobs.c.id == lease.job.id).values(**values))
+
+    @transaction()
+    def remake(self, conn: Connection, job_id: str) -> Job:
+        """Queue a completed job once more, as it was asked for: its video is lost or no longer what it was."""
+        queueing.remake(conn, self.database.now(conn), self._found(queueing.find(conn, job_id, lock=True)))
+        self.database.notify(conn, "queued", job_id)
+        return Job.from_row(conn.execute(select(jobs).where(jobs.c.id == job_id)).one())
 
     def is_held(self, job_id: str, fence: int) -> bool:
         """Whether this lease is the job's newest and has not run out."""
@@ -307,60 +307,7 @@ class JobStore:
     def remove_worker(self, conn: Connection, worker: str) -> None:
         conn.execute(delete(workers).where(workers.c.id == worker))
 
-    # --- upkeep and numbers
-
-    def sweep(self) -> list[str]:
-        """Lost leases, late jobs, ageing; returns the ids of jobs whose files may go (then call `forget`)."""
-        self._look_at_clock()
-        self._one_by_one(lambda conn, now: upkeep.reap(conn, now, self.bounds, self.retention))
-        self._one_by_one(lambda conn, now: upkeep.fail_late(conn, now, self.retention))
-        self._one_by_one(lambda conn, now: upkeep.promote(conn, now, self.priority_ageing))
-        self._make_room()
-        with self.database.read() as conn:
-            return upkeep.expired(conn, self.database.now(conn))
-
-    def _make_room(self) -> None:
-        """Urgent jobs go first, and where everything is busy others make room for them."""
-        with self.database.read() as conn:
-            if not preemption.wanted(conn, self.database.now(conn)):
-                return
-        self._one_by_one(preemption.hurry)
-        while self._preempt() is not None:
-            pass
-
-    @transaction(durable=False)
-    def _look_at_clock(self, conn: Connection) -> None:
-        now = self.database.now(conn)
-        upkeep.look_at_clock(conn, now, self.lease_seconds)
-        upkeep.drop_dead_workers(conn, now)
-
-    def _one_by_one(self, change: Callable[[Connection, float], str | None]) -> list[str]:
-        """`change` a batch of jobs, each in a transaction of its own, until it finds none."""
-
-        def work(conn: Connection) -> str | None:
-            job_id = change(conn, self.database.now(conn))
-            if job_id is not None:
-                self.database.notify(conn, "queued", job_id)
-            return job_id
-
-        changed: list[str] = []
-        while len(changed) < upkeep.BATCH and (job_id := self.database.transact(work, durable=False)) is not None:
-            changed.append(job_id)
-        return changed
-
-    def with_leftovers(self) -> list[str]:
-        """Finished jobs whose checkpoints are still stored; remove these, then call `leftovers_removed`."""
-        with self.database.read() as conn:
-            return upkeep.with_leftovers(conn)
-
-    @transaction(durable=False)
-    def leftovers_removed(self, conn: Connection, job_id: str) -> None:
-        values = {"checkpoint_key": None, "checkpoint_step": None}
-        conn.execute(update(jobs).where(jobs.c.id == job_id, jobs.c.status.in_(TERMINAL)).values(**values))
-
-    @transaction()
-    def forget(self, conn: Connection, job_ids: list[str]) -> None:
-        upkeep.forget(conn, job_ids)
+    # --- numbers
 
     def stats(self, slot_seconds: float = 180.0) -> dict:
         """What the metrics and the page show of the whole queue; `slot_seconds`: see `Settings`."""
