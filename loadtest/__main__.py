@@ -30,6 +30,7 @@ COMMANDS = {
     "bench": ("bench.command", "The model's parts beside diffusers, then one option after the other."),
     "quality": ("quality.command", "What sets of options cost in quality and bring in speed."),
     "faults": ("drills.faults", "Kill each part of the service at points of a job's life: is anything lost?"),
+    "drills": ("drills.storm", "Faults of all kinds at random moments, repeated by a seed: lost, doubled, wrong?"),
     "cancel": ("drills.cancel", "How fast a cancel frees the denoise stage."),
     "fairness": ("drills.fairness", "Many clients at once: each job once, in order, equal shares?"),
     "gateway": (

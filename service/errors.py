@@ -27,10 +27,22 @@ ServiceError
     └── StorageError                        the video store refused or did not answer
 """
 
+from enum import StrEnum
+
+
+class Fault(StrEnum):
+    """Whose fault it is that an attempt ended without a video; only the job's own count against it."""
+
+    job = "job"  # bad input, or a job that breaks one healthy worker after the other
+    worker = "worker"  # process, machine or GPU
+    dependency = "dependency"  # database or store
+    operator = "operator"  # drain, upgrade, preemption
+
 
 class ServiceError(Exception):
     """Root of every error that this package raises on purpose."""
 
+    fault = Fault.worker
     status = 500
     code = "internal_error"
     type = "server_error"
@@ -124,6 +136,7 @@ class LeaseLost(ServiceError):
 
 
 class GenerationRejected(ServiceError):
+    fault = Fault.job
     code, type = "invalid_value", "invalid_request_error"
 
 
@@ -134,19 +147,25 @@ class GenerationCancelled(ServiceError):
 class GenerationFailed(ServiceError):
     code = "generation_failed"
 
+    def __init__(self, message: str, code: str | None = None, gpu: str | None = None):
+        super().__init__(message)
+        self.code, self.gpu = code or self.code, gpu
+
 
 class ServerStopped(GenerationFailed):
     code = "worker_lost"
 
 
 class StageHung(GenerationFailed):
-    pass
+    code = "stage_hung"
 
 
 class CheckpointRefused(GenerationFailed):
-    pass
+    fault = Fault.dependency  # the file is not what the store was given, or another release made it
+    code = "checkpoint_refused"
 
 
 class StorageError(ServiceError):
+    fault = Fault.dependency
     status = 503
     code = "storage_unavailable"

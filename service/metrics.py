@@ -9,6 +9,7 @@ import functools
 import os
 from pathlib import Path
 
+from service.errors import Fault
 from service.store import Priority
 
 # up to an hour: a 14B video takes minutes
@@ -20,7 +21,7 @@ class WorkerMetrics:
     """Made on first use: prometheus_client decides at that moment where values live."""
 
     def __init__(self):
-        from prometheus_client import Counter, Histogram
+        from prometheus_client import Counter, Gauge, Histogram
 
         self.queue_wait = Histogram("wan_queue_wait_seconds", "From submission to the first lease", buckets=BUCKETS)
         self.job = Histogram("wan_job_seconds", "From submission to the video", buckets=BUCKETS)
@@ -32,6 +33,7 @@ class WorkerMetrics:
         )
         self.step = Histogram("wan_denoise_step_seconds", "One denoise step", buckets=STEP_BUCKETS)
         self.steps = Counter("wan_denoise_steps", "Denoise steps by how they were obtained", ["kind"])
+        self.sick = Gauge("wan_worker_sick", "1: takes no jobs until it has proved itself", multiprocess_mode="livemax")
         self.gpu_seconds = Counter("wan_gpu_seconds", "Seconds that Triton's stages worked on jobs")
 
 
@@ -51,6 +53,8 @@ def store_metrics(stats: dict) -> str:
 
     finished = {status: stats["finished"].get(status, 0) for status in ("completed", "failed", "cancelled")}
     family("wan_jobs_total", "counter", "Jobs that ended", _labelled("status", finished))
+    faults = {fault.value: stats["faults"].get(fault.value, 0) for fault in Fault}
+    family("wan_attempts_lost_total", "counter", "Attempts that made no video", _labelled("fault", faults))
     queued = {priority.name: stats["queued"][priority] for priority in Priority}
     family("wan_queue_jobs", "gauge", "Jobs that wait", _labelled("priority", queued))
     backlog = {"queued": stats["backlog_queued"], "running": stats["backlog_running"]}
@@ -61,7 +65,7 @@ def store_metrics(stats: dict) -> str:
         "Denoise slots worth having: a job counts for its predicted seconds / WAN_SLOT_SECONDS, for one slot at most",
         {"": stats["demand_slots"]},
     )
-    workers = {state: stats["workers"].get(state, 0) for state in ("idle", "busy", "draining", "waiting")}
+    workers = {state: stats["workers"].get(state, 0) for state in ("idle", "busy", "draining", "waiting", "sick")}
     family("wan_workers", "gauge", "Workers that report", _labelled("state", workers))
     return "\n".join(lines) + "\n"
 

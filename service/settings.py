@@ -25,6 +25,9 @@ class Settings(BaseSettings):
     # where things are
     state_dir: Path = Path("var")
     database_url: str = ""  # default: sqlite in state_dir
+    listen_url: str = (
+        ""  # PostgreSQL without a pooler, for LISTEN; default: database_url; "off": poll, as a pooler requires
+    )
     storage_url: str = ""  # default: a directory in state_dir; s3://bucket/prefix in a cluster
     storage_endpoint_url: str = ""  # S3-compatible servers other than AWS
     run_dir: Path | None = None  # shared with Triton's denoise stage
@@ -40,6 +43,7 @@ class Settings(BaseSettings):
     max_queued: int = Field(1000, ge=1)
     max_queued_per_key: int = Field(1000, ge=1)
     max_job_gpu_seconds: Seconds = 14400
+    policy: Literal["shortest", "fifo", "earliest_deadline"] = "shortest"  # see service/store/policies.py
     ageing: float = Field(2.0, ge=0)  # a job counts as submitted this many seconds later per predicted GPU-second
     priority_ageing_seconds: Seconds = 1800  # after this wait a job is treated one priority higher
     max_body_bytes: int = Field(1_000_000, ge=1024)
@@ -47,7 +51,9 @@ class Settings(BaseSettings):
     slot_seconds: Seconds = 180  # autoscaling: as much predicted work makes a denoise slot worth having
 
     # jobs
-    max_attempts: int = Field(3, ge=1, le=20)
+    max_attempts: int = Field(3, ge=1, le=20)  # that may break on healthy workers before the job is at fault
+    max_losses: int = Field(10, ge=1, le=1000)  # attempts in a row without a newer checkpoint, whoever was at fault
+    max_preemptions: int = Field(3, ge=0, le=100)  # how often a job makes room for urgent ones; 0: never
     lease_seconds: Seconds = 20
     heartbeat_seconds: Seconds = 3
     retention_seconds: Seconds = 7 * 86400
@@ -60,6 +66,8 @@ class Settings(BaseSettings):
     worker_id: str = Field(
         "", pattern=r"^[A-Za-z0-9._-]{0,64}$"
     )  # default: host-pid-random; no two live workers may share one: a worker that starts ends the leases of its name
+    node: str = ""  # where the worker runs, for the history of attempts; default: the host's name
+    sick_after: int = Field(2, ge=1, le=100)  # attempts in a row that break before the worker has to prove itself
     slots: int = Field(0, ge=0, le=64)  # 0: as many as Triton has denoise instances
     worker_metrics_port: int = Field(0, ge=0, le=65535)  # 0: off
 

@@ -1,6 +1,7 @@
 """Videos, checkpoints and previews in a directory or an object store, by fsspec URL."""
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -26,6 +27,12 @@ def checkpoint_key(job_id: str, fence: int) -> str:
 
 def preview_key(job_id: str) -> str:
     return f"{job_id}/preview.webp"
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Storage:

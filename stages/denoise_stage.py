@@ -11,7 +11,7 @@ import torch
 from contract.errors import InvalidRequest
 from contract.parameters import LOSSLESS, GenerationRequest
 from stages.artifacts import Artifacts
-from stages.device import device_tensor, leave_room, on_device
+from stages.device import device_tensor, leave_room, name, on_device
 from stages.inputs import find, flag, json_object, scalar
 from stages.limits import Limits
 from stages.metrics import DenoiseMetrics
@@ -100,7 +100,9 @@ class DenoiseStage:
         finally:
             seconds = time.monotonic() - began
             self._metrics.ended(seconds, success)
-        return latents, describe(generation, steps, self._card.defaults.fps, {"denoise": round(seconds, 4)})
+        return latents, describe(generation, steps, self._card.defaults.fps, {"denoise": round(seconds, 4)}) | {
+            "device": name(self._device)
+        }
 
     def _generation(self, text: str) -> tuple[GenerationRequest, float]:
         """The request that the tokenizer resolved, and when it did (monotonic seconds)."""

@@ -56,3 +56,35 @@ def leave_room(manifest: dict, stage: str, device: torch.device) -> None:
             others += (on_each - (name == stage)) * manifest["memory"][name]["total"]
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(max(total - others, 0) / total, device)
+
+
+def name(device: torch.device) -> str:
+    """The kind of device: on another kind the same request may give other bits."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
+
+
+def is_lost() -> bool:
+    """Whether CUDA answers every call of this process with an error from now on: such errors last as long as the process.
+
+    Asked of the device, because exceptions and texts differ between PyTorch, TensorRT and kernels.
+    """
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def gpu_uuid() -> str | None:
+    """`GPU-…` of the current device, as nvidia-smi and DCGM name it; None without one."""
+    if not torch.cuda.is_initialized():
+        return None
+    try:
+        uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    except (RuntimeError, AttributeError):
+        return None
+    return uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"

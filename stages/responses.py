@@ -4,14 +4,24 @@
 """
 
 import logging
+import os
+import threading
 from collections.abc import Callable
 
 import torch
 
+from contract import faults
+from contract.faults import tagged
+from stages import device
+from stages.device import NotFinite
 from stages.run_directory import CheckpointRefused
 from wan.errors import Cancelled, InvalidRequest
 
 logger = logging.getLogger(__name__)
+EXIT_DEVICE_ERROR = 71  # exit status of a stage whose GPU is lost to it
+ANSWER_SECONDS = 1.0
+# What stages pass among themselves: the stage before is at fault, never the caller.
+PASSED_ON = frozenset(["REQUEST", "DENOISE_INFO", "LATENTS", "CONTEXT", "IDS", "MASK", "TIMING", "NEGATIVE_CONTEXT", "NEGATIVE_IDS", "NEGATIVE_MASK", "NEGATIVE_TIMING"])  # fmt: skip
 
 
 def answer(pb_utils, requests: list, handle: Callable[[object], dict]) -> list:
@@ -39,11 +49,32 @@ def _tensor(pb_utils, name: str, value):
 
 
 def triton_error(pb_utils, error: Exception):
-    """The TritonError for an exception: whose fault it is decides the code."""
+    """The TritonError for an exception: whose fault it is decides the status, and a tag says what broke."""
     codes = pb_utils.TritonError
-    if isinstance(error, InvalidRequest | CheckpointRefused):
-        return pb_utils.TritonError(str(error), codes.INVALID_ARG)
     if isinstance(error, Cancelled):
         return pb_utils.TritonError(str(error) or "cancelled", codes.CANCELLED)
+    if isinstance(error, InvalidRequest):
+        text = tagged(faults.BETWEEN_STAGES, str(error)) if error.field in PASSED_ON else str(error)
+        return pb_utils.TritonError(text, codes.INVALID_ARG)
+    if isinstance(error, CheckpointRefused):
+        return pb_utils.TritonError(tagged(faults.CHECKPOINT_REFUSED, str(error)), codes.INVALID_ARG)
     logger.error("request failed", exc_info=error)
-    return pb_utils.TritonError(f"{type(error).__name__}: {error}", codes.INTERNAL)
+    code = _code(error)
+    if code == faults.DEVICE_ERROR:
+        _end_soon()
+    return pb_utils.TritonError(tagged(code, f"{type(error).__name__}: {error}", device.gpu_uuid()), codes.INTERNAL)
+
+
+def _code(error: Exception) -> str:
+    if isinstance(error, NotFinite):
+        return faults.NOT_FINITE
+    if device.is_lost():
+        return faults.DEVICE_ERROR
+    return faults.OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError | MemoryError) else faults.STAGE_BROKE
+
+
+def _end_soon() -> None:
+    """End this process once the answer has left it: whoever supervises the server starts it anew, with a device that answers."""
+    timer = threading.Timer(ANSWER_SECONDS, os._exit, (EXIT_DEVICE_ERROR,))
+    timer.daemon = True
+    timer.start()

@@ -122,7 +122,7 @@ class Drill:
             return
         files = [path.name for path in (self.stack.state / "videos" / video["id"]).glob("*.mp4")]
         step_seconds = self.reference["stage_durations"]["denoise"] / self.steps
-        again = max(0, case.killed_at_step - (video["resumed_from"] or 0)) if video["attempts"] > 1 else 0
+        again = max(0, case.killed_at_step - (video["resumed_from"] or 0)) if video["resumed_from"] is not None else 0
         case.recomputed_seconds = round(again * step_seconds, 2)
         if video["frames_sha256"] != self.reference["frames_sha256"]:
             case.problem = "the frames differ from the uninterrupted run"

@@ -87,6 +87,28 @@ class VideoList(BaseModel):
     has_more: bool
 
 
+class Attempt(BaseModel):
+    """An attempt that made no video. Times are in seconds since the epoch."""
+
+    number: int
+    fault: Literal["job", "worker", "dependency", "operator"]
+    code: str
+    message: str
+    step: int
+    advanced: bool  # a newer checkpoint was stored: nothing was lost
+    counted: bool  # against the job
+    worker: str | None
+    node: str | None
+    gpu: str | None
+    began_at: float | None
+    ended_at: float
+
+
+class AttemptList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Attempt]
+
+
 class VideoDeleted(BaseModel):
     id: str
     object: Literal["video.deleted"] = "video.deleted"

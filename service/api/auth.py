@@ -31,6 +31,7 @@ class ApiKey(BaseModel):
     max_queued: int | None = Field(None, ge=1)
     requests_per_minute: int | None = Field(None, ge=1)
     max_priority: Literal["high", "normal", "low"] = "high"
+    admin: bool = False  # may see how any job's attempts ended
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Caller:
     max_queued: int | None = None
     requests_per_minute: int = 0
     max_priority: str = "high"
+    admin: bool = False
 
     def allow(self, wanted: str, named: bool) -> str:
         """The priority of a job: as wanted, or where the request named none the highest that this key may use."""
@@ -72,7 +74,7 @@ class Keys:
         else:
             key = self._key(authorization, address)
             rate = key.requests_per_minute or self._default_rate
-            caller = Caller(key.name, key.weight, key.max_queued, rate, key.max_priority)
+            caller = Caller(key.name, key.weight, key.max_queued, rate, key.max_priority, key.admin)
         self._spend(caller)
         return caller
 

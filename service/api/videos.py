@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from service.api import answers, body, content, events, requests, sync
 from service.api.auth import ANONYMOUS, Caller
 from service.api.gateway import Gateway
-from service.errors import InvalidRequest, NotFound
+from service.errors import Forbidden, InvalidRequest, NotFound
 from service.storage import preview_key
 
 router = APIRouter(prefix="/v1")
@@ -154,6 +154,16 @@ async def video_events(gateway: TheGateway, caller: TheCaller, job_id: JobId):
     first = await gateway.to_follow(job_id, caller)  # 404 before the stream begins
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(events.stream(gateway, first, caller), 200, headers, "text/event-stream")
+
+
+@router.get("/videos/{id}/attempts", response_model=answers.AttemptList, responses=_errors(400, 403, 404))
+async def video_attempts(gateway: TheGateway, caller: TheCaller, job_id: JobId):
+    """For admin keys: how the attempts at any job ended that made no video, and whose fault it was."""
+    if not caller.admin:
+        raise Forbidden('only a key with "admin": true may see the attempts', "id")
+    await run_in_threadpool(gateway.store.get, job_id)  # 404
+    history = await run_in_threadpool(gateway.store.history, job_id)
+    return answers.AttemptList(data=[answers.Attempt(number=row["fence"], **row) for row in history])
 
 
 @router.post("/videos/{id}/cancel", response_model=answers.Video, responses=_errors(400, 404, 409))

@@ -1,6 +1,7 @@
-"""What differs between the two engines: transactions, clock, waking up on changes."""
+"""What differs between the two engines: transactions, clock, time limits."""
 
 import contextlib
+import functools
 import random
 import threading
 import time
@@ -8,14 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import psycopg
 from sqlalchemy import Connection, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from service.errors import SettingsError, Unavailable
+from service.store.changes import CONNECT, Changes, PostgresChanges, SQLiteChanges, Ticks
+from service.store.patience import Patience
 
 CHANNEL = "wan_jobs"
+PATIENCE_SECONDS = 10.0  # for one transaction; the longest that was measured takes a hundredth
 ROLLED_BACK = ("40P01", "40001")  # SQLSTATE of a deadlock's victim and of a conflict: the same again may succeed
 TRIES = 6
 T = TypeVar("T")
@@ -28,20 +31,27 @@ class RolledBack(Unavailable):
 class Database:
     """Connections to SQLite (WAL) or PostgreSQL; any loss of connection surfaces as Unavailable."""
 
-    def __init__(self, url: str, clock: Callable[[], float] | None = None):
+    def __init__(self, url: str, clock: Callable[[], float] | None = None, connections: int = 10, listen_url: str = ""):
+        """`connections` to PostgreSQL are kept; `listen_url`: see `Settings`."""
+        self.listen_url = listen_url or url
+        self.patience = Patience()
         self.url = make_url(url.replace("postgresql://", "postgresql+psycopg://", 1))
         self.postgres = self.url.get_backend_name() == "postgresql"
         self._clock = clock
         # SQLite has one writer. Threads of this process take turns here, in order and without holding a connection;
         # only other processes are left to SQLite's own waiting, which is not fair.
         self._turn = contextlib.nullcontext() if self.postgres else threading.Lock()
-        self.engine = self._postgres_engine() if self.postgres else self._sqlite_engine()
+        self.engine = self._postgres_engine(connections) if self.postgres else self._sqlite_engine()
 
-    def _postgres_engine(self):
-        options = {"connect_timeout": 3, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
-                   "tcp_user_timeout": 15_000}  # milliseconds; a host that vanished  # fmt: skip
+    def _postgres_engine(self, connections: int):
+        # Nothing here lives longer than a transaction, so that a pooler may hand each one to another server connection:
+        # time limits are set in each (`_begin`), and no statement is prepared.
         return create_engine(
-            self.url, pool_size=10, max_overflow=10, pool_timeout=10, pool_pre_ping=True, connect_args=options
+            self.url,
+            pool_size=connections,
+            max_overflow=0,
+            pool_timeout=PATIENCE_SECONDS,
+            connect_args={**CONNECT, "prepare_threshold": None},
         )
 
     def _sqlite_engine(self):
@@ -71,32 +81,55 @@ class Database:
         return engine
 
     @contextlib.contextmanager
-    def write(self, durable: bool = True) -> Iterator[Connection]:
+    def write(self, durable: bool = True, patience: float = PATIENCE_SECONDS) -> Iterator[Connection]:
         """A transaction; without `durable` a power failure may undo it (never a part of it), which spares a disk flush.
 
-        Leases, heartbeats and the like may go that way: what they say is renewed or expires.
+        Leases, heartbeats and the like may go that way: what they say is renewed or expires. One that takes longer than
+        `patience` seconds is broken off, and its connection with it.
         """
-        options = {"wan_mode": "durable" if durable else "quick"}
-        with self._turn, _unavailable(), self.engine.connect() as conn, conn.execution_options(**options).begin():
-            if self.postgres and not durable:
-                conn.exec_driver_sql("SET LOCAL synchronous_commit = off")
+        with self._turn, self._transaction("durable" if durable else "quick", patience) as conn:
             yield conn
 
-    def transact(self, work: Callable[[Connection], T], durable: bool = True) -> T:
+    def transact(self, work: Callable[[Connection], T], durable: bool = True, patience: float = PATIENCE_SECONDS) -> T:
         """`work` in one transaction (see `write`), run again when PostgreSQL rolled it back in favour of another."""
         for number in range(TRIES - 1):
             try:
-                with self.write(durable) as conn:
+                with self.write(durable, patience) as conn:
                     return work(conn)
             except RolledBack:
                 time.sleep(random.uniform(0, 0.01 * 2**number))  # jitter: the rivals must not meet again
-        with self.write(durable) as conn:
+        with self.write(durable, patience) as conn:
             return work(conn)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        with _unavailable(), self.engine.connect() as conn, conn.execution_options(wan_mode="read").begin():
+        with self._transaction("read", PATIENCE_SECONDS) as conn:
             yield conn
+
+    @contextlib.contextmanager
+    def _transaction(self, mode: str, patience: float) -> Iterator[Connection]:
+        with _unavailable(), contextlib.ExitStack() as stack:
+            conn = self._begun(stack, mode, patience)
+            yield conn
+
+    def _begun(self, stack: contextlib.ExitStack, mode: str, patience: float) -> Connection:
+        """A connection in a transaction; one that died in the pool is replaced before anybody used it."""
+        for last in (False, True):
+            inner = stack.enter_context(contextlib.ExitStack())
+            conn = inner.enter_context(self.engine.connect()).execution_options(wan_mode=mode)
+            if self.postgres:
+                descriptor = conn.connection.dbapi_connection.fileno()
+                inner.enter_context(self.patience.watching(descriptor, patience))
+            try:
+                inner.enter_context(conn.begin())
+                if self.postgres:
+                    conn.exec_driver_sql(_limits(mode, patience))
+                return conn
+            except DBAPIError as error:
+                inner.close()
+                if last or not error.connection_invalidated:
+                    raise
+        raise AssertionError("not reached")
 
     def now(self, conn: Connection) -> float:
         """Seconds since the epoch; the server's clock on PostgreSQL, so that hosts need not agree."""
@@ -111,12 +144,38 @@ class Database:
         if self.postgres:
             conn.execute(text("SELECT pg_notify(:channel, :what)"), {"channel": CHANNEL, "what": f"{kind} {job_id}"})
 
-    def changes(self, *kinds: str) -> "PostgresChanges | SQLiteChanges":
+    def changes(self, *kinds: str) -> Changes:
         """A waiter for changes of these kinds: queued, leased, progress, cancel, done (none given: all)."""
-        return PostgresChanges(self.url, kinds) if self.postgres else SQLiteChanges(str(self.url.database))
+        if not self.postgres:
+            return SQLiteChanges(str(self.url.database))
+        if self.listen_url == "off":
+            return Ticks()
+        return PostgresChanges(self.listen_url, CHANNEL, kinds, self.patience)
 
     def close(self) -> None:
         self.engine.dispose()
+        self.patience.close()
+
+
+def _limits(mode: str, patience: float) -> str:
+    """One statement that sets the limits of a transaction; being the first, it also shows whether the connection lives."""
+    limits = {"statement_timeout": f"{patience * 800:.0f}", "lock_timeout": f"{patience * 500:.0f}"}  # milliseconds
+    if mode == "quick":
+        limits["synchronous_commit"] = "off"
+    return "SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in limits.items())
+
+
+def transaction(durable: bool = True):
+    """Makes a method of the store one transaction (see `Database.transact`) and gives it the connection."""
+
+    def wrap(method):
+        @functools.wraps(method)
+        def run(self, *arguments, **more):
+            return self.database.transact(lambda conn: method(self, conn, *arguments, **more), durable)
+
+        return run
+
+    return wrap
 
 
 @contextlib.contextmanager
@@ -135,69 +194,14 @@ def _unavailable():
 
 
 def _transient(error: DBAPIError) -> bool:
-    kinds = ("OperationalError", "InterfaceError", "AdminShutdown", "CrashShutdown", "CannotConnectNow")
+    # QueryCanceled: the statement's time limit
+    kinds = (
+        "QueryCanceled",
+        "LockNotAvailable",
+        "OperationalError",
+        "InterfaceError",
+        "AdminShutdown",
+        "CrashShutdown",
+        "CannotConnectNow",
+    )
     return error.connection_invalidated or any(kind.__name__ in kinds for kind in type(error.orig).__mro__)
-
-
-class SQLiteChanges:
-    """Sees commits of other connections, whatever their kind, through `PRAGMA data_version` (a few microseconds)."""
-
-    INTERVAL = 0.005
-
-    def __init__(self, path: str):
-        import sqlite3
-
-        self._conn = sqlite3.connect(path, check_same_thread=False)
-        self._seen = self._version()
-
-    def _version(self) -> int:
-        return self._conn.execute("PRAGMA data_version").fetchone()[0]
-
-    def wait(self, timeout: float) -> bool:
-        """Block until something changed (True) or `timeout` seconds passed."""
-        deadline = time.monotonic() + timeout
-        while True:
-            version = self._version()
-            if version != self._seen:
-                self._seen = version
-                return True
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(self.INTERVAL)
-
-    def close(self) -> None:
-        self._conn.close()
-
-
-class PostgresChanges:
-    """LISTEN on one connection, opened again whenever it breaks."""
-
-    def __init__(self, url, kinds: tuple[str, ...] = ()):
-        self._kinds = kinds
-        self._dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
-        self._conn: psycopg.Connection | None = None
-
-    def wait(self, timeout: float) -> bool:
-        """Block until something changed (True) or `timeout` seconds passed; a fresh connection counts as a change."""
-        try:
-            if self._conn is None:
-                self._conn = psycopg.connect(self._dsn, autocommit=True, connect_timeout=3)
-                self._conn.execute(f"LISTEN {CHANNEL}")
-                return True
-            return self._heard(self._conn, timeout)
-        except psycopg.Error:
-            self.close()
-            time.sleep(min(timeout, 0.5))
-            return True
-
-    def _heard(self, conn: psycopg.Connection, timeout: float) -> bool:
-        for notice in conn.notifies(timeout=timeout):
-            if not self._kinds or notice.payload.split(" ")[0] in self._kinds:
-                return True
-        return False
-
-    def close(self) -> None:
-        if self._conn is not None:
-            with contextlib.suppress(psycopg.Error):
-                self._conn.close()
-            self._conn = None

@@ -18,7 +18,7 @@ WORKER_ALIVE_SECONDS = 30.0
 def live_slots(conn: Connection, now: float) -> int:
     """Denoise slots of the workers that were seen lately."""
     query = select(func.coalesce(func.sum(workers.c.slots), 0))
-    return int(conn.execute(query.where(_alive(now), workers.c.state != "draining")).scalar_one())
+    return int(conn.execute(query.where(_alive(now), workers.c.state.not_in(("draining", "sick")))).scalar_one())
 
 
 def _alive(now: float):

@@ -7,7 +7,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from service.store import shares
 from service.store.jobs import Job
-from service.store.schema import counters, jobs, outbox
+from service.store.schema import jobs, outbox
 
 
 def finish(conn: Connection, now: float, job: Job, status: str, retention: float, **values) -> None:
@@ -28,9 +28,7 @@ def finish(conn: Connection, now: float, job: Job, status: str, retention: float
         dialect = postgresql if conn.dialect.name == "postgresql" else sqlite
         row = {"job_id": job.id, "url": job.webhook_url, "body": body, "attempts": 0, "next_at": now}
         conn.execute(dialect.insert(outbox).values(**row).on_conflict_do_nothing())
-    # Last, because all jobs share these rows.
-    changes = {"value": counters.c.value + 1}
-    shares.upsert(conn, counters, {"name": f"jobs_{status}", "value": 1}, ["name"], changes)
+    shares.upsert(conn, *shares.count_up(f"jobs_{status}"))
 
 
 def settle(conn: Connection, now: float, job: Job, used: float | None = None) -> None:

@@ -5,6 +5,8 @@ import secrets
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from service.errors import Fault, ServiceError
+
 QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED = "queued", "in_progress", "completed", "failed", "cancelled"
 TERMINAL = (COMPLETED, FAILED, CANCELLED)
 
@@ -90,6 +92,10 @@ class Job:
     preview_key: str | None
     checkpoint_key: str | None
     checkpoint_step: int | None
+    leased_step: int
+    losses: int
+    preempt_requested: bool
+    preemptions: int
     video_key: str | None
     video_bytes: int | None
     info: dict | None
@@ -106,7 +112,13 @@ class Job:
         values["cancel_requested"] = bool(values["cancel_requested"])
         values["deleted"] = bool(values["deleted"])
         values["excused"] = bool(values["excused"])
+        values["preempt_requested"] = bool(values["preempt_requested"])
         return cls(**values)
+
+    @property
+    def advanced(self) -> bool:
+        """Whether this attempt, or the one that ended last, stored a checkpoint newer than the one it began with."""
+        return (self.checkpoint_step or 0) > self.leased_step
 
     @property
     def done(self) -> bool:
@@ -119,6 +131,33 @@ class Job:
             return 0.0
         share = self.step / self.steps if self.steps else 0.0
         return self.cost * (1 - 0.95 * share)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How an attempt ended without a video; `gpu` is the UUID of the one that broke, where known."""
+
+    fault: Fault
+    code: str
+    message: str
+    gpu: str | None = None
+
+    @classmethod
+    def of(cls, error: ServiceError) -> "Loss":
+        return cls(error.fault, error.code, str(error)[:2000], getattr(error, "gpu", None))
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How many attempts a job gets.
+
+    After `attempts` that healthy workers could not finish the job is at fault. After `losses` in a row that stored no newer
+    checkpoint it is given up, whoever was at fault. At most `preemptions` times it makes room for an urgent job.
+    """
+
+    attempts: int = 3
+    losses: int = 10
+    preemptions: int = 3
 
 
 @dataclass(frozen=True)

@@ -10,32 +10,30 @@ import math
 from sqlalchemy import Connection, or_, select, update
 
 from service.errors import LeaseLost
-from service.store import shares
+from service.store import faults, shares
 from service.store.finishing import finish, settle
-from service.store.jobs import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, Job, Lease, Priority, Progress
-from service.store.schema import IS_QUEUED, IS_RUNNING, calibration, jobs, owners
-
-LONGEST_PAUSE = 30.0  # seconds between two attempts of a job
-MOST_EXCUSED = 10  # attempts of one job that may end without being counted
+from service.store.jobs import CANCELLED, COMPLETED, QUEUED, RUNNING, Job, Lease, Priority, Progress
+from service.store.schema import IS_QUEUED, IS_RUNNING, calibration, jobs
 
 
 def lease(conn: Connection, now: float, worker: str, seconds: float) -> Lease | None:
     """The next job in order, now owned by `worker`; None when nothing may start."""
     for level in Priority:
         for owner in shares.next_owners(conn, level):
-            if (job := _head(conn, now, level, owner)) is not None:
+            if (job := _head(conn, now, level, owner, worker)) is not None:
                 return _take(conn, now, job, worker, seconds)
     return None
 
 
-def _head(conn: Connection, now: float, level: int, owner: str) -> Job | None:
-    """The owner's next job, locked; one that is late is left to `upkeep.fail_late`."""
+def _head(conn: Connection, now: float, level: int, owner: str, worker: str) -> Job | None:
+    """The owner's next job for this worker, locked; one that is late is left to `upkeep.fail_late`."""
     # a pause that is longer than the longest was begun before the clock was set back
-    may_start = or_(jobs.c.not_before <= now, jobs.c.not_before > now + LONGEST_PAUSE)
+    may_start = or_(jobs.c.not_before <= now, jobs.c.not_before > now + faults.LONGEST_PAUSE)
     in_time = or_(jobs.c.deadline.is_(None), jobs.c.deadline > now)
     query = (
         select(jobs)
         .where(IS_QUEUED, jobs.c.level == int(level), jobs.c.owner == owner, may_start, in_time)
+        .where(faults.suits(now, worker))
         .order_by(jobs.c.turn, jobs.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -57,32 +55,40 @@ def _take(conn: Connection, now: float, job: Job, worker: str, seconds: float) -
         "attempts": job.attempts + 1,
         "fence": job.fence + 1,
         "phase": "starting",
+        "leased_step": job.checkpoint_step or 0,
+        "preempt_requested": 0,
         "updated_at": now,
     }
     row = conn.execute(update(jobs).where(jobs.c.id == job.id).values(**values).returning(jobs)).one()
     return Lease(Job.from_row(row), row.fence)
 
 
-def held(conn: Connection, job_id: str, fence: int) -> Job:
-    """The leased job, locked; LeaseLost when it is no longer this worker's."""
+def held(conn: Connection, now: float, job_id: str, fence: int, seconds: float) -> Job:
+    """The leased job, locked; LeaseLost when it is no longer this worker's.
+
+    A lease that ran out is taken up again for `seconds` as long as nobody else took the job.
+    """
     row = conn.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).first()
-    if row is None or row.fence != fence or row.status != RUNNING:
-        raise LeaseLost(f"job {job_id} is no longer leased under fence {fence}")
-    return Job.from_row(row)
+    if row is not None and row.fence == fence:
+        if row.status == RUNNING:
+            return Job.from_row(row)
+        if row.status == QUEUED and row.worker is not None:  # lost, not given back
+            return faults.retake(conn, now, Job.from_row(row), seconds)
+    raise LeaseLost(f"job {job_id} is no longer leased under fence {fence}")
 
 
 def heartbeat(conn: Connection, now: float, job_id: str, fence: int, seconds: float, progress: Progress) -> bool:
     """Prolong the lease and store the progress; True when the caller wants the job cancelled."""
     values = {name: value for name, value in vars(progress).items() if value is not None}
-    query = (
+    renew = (
         update(jobs)
         .where(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.status == RUNNING)
         .values(lease_until=now + seconds, excused=0, updated_at=now, **values)
         .returning(jobs.c.cancel_requested)
     )
-    row = conn.execute(query).first()
-    if row is None:
-        raise LeaseLost(f"job {job_id} is no longer leased under fence {fence}")
+    if (row := conn.execute(renew).first()) is None:
+        held(conn, now, job_id, fence, seconds)
+        row = conn.execute(renew).one()
     return bool(row.cancel_requested)
 
 
@@ -107,54 +113,6 @@ def _calibrate(conn: Connection, log_ratio: float) -> None:
     mean += (log_ratio - mean) / min(samples, 20)
     values = {"log_ratio": mean, "samples": samples}
     shares.upsert(conn, calibration, {"id": 1, **values}, ["id"], values)
-
-
-def give_back(conn: Connection, now: float, job: Job, counted: bool, delay: float) -> None:
-    """Put a held job back at its old place; an attempt that is not `counted` was no fault of the job."""
-    settle(conn, now, job)
-    values = {
-        "status": QUEUED,
-        "worker": None,
-        "lease_until": None,
-        "eta_seconds": None,
-        "phase": None,
-        "step": job.checkpoint_step or 0,  # where the next attempt goes on
-        "attempts": job.attempts if counted else job.attempts - 1,
-        "not_before": now + delay,
-        "updated_at": now,
-    }
-    conn.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
-    shares.arrive(conn, job.owner, _weight(conn, job.owner))
-    shares.enqueued(conn, job.owner, job.level, job.cost)
-
-
-def _weight(conn: Connection, owner: str) -> float:
-    return conn.execute(select(owners.c.weight).where(owners.c.owner == owner)).scalar() or 1.0
-
-
-def attempt_failed(
-    conn: Connection, now: float, job: Job, max_attempts: int, retention: float, code: str, message: str
-) -> str:
-    """End an attempt that broke: cancelled if asked for, failed after the last attempt, else queued again."""
-    if job.cancel_requested:
-        settle(conn, now, job)
-        finish(conn, now, job, CANCELLED, retention)
-        return CANCELLED
-    if job.attempts >= max_attempts:
-        settle(conn, now, job)
-        finish(conn, now, job, FAILED, retention, error_code=code, error_message=message)
-        return FAILED
-    give_back(conn, now, job, counted=True, delay=min(2.0 ** (job.attempts - 1), LONGEST_PAUSE))
-    return QUEUED
-
-
-def worker_lost(conn: Connection, now: float, job: Job, excused: bool, max_attempts: int, retention: float) -> str:
-    """End the attempt of a worker that is gone; uncounted if `excused`, but for a job that takes its worker down each time."""
-    if excused and not job.cancel_requested and job.fence - job.attempts < MOST_EXCUSED:
-        give_back(conn, now, job, counted=False, delay=0)
-        return QUEUED
-    message = "the worker stopped answering"
-    return attempt_failed(conn, now, job, max_attempts, retention, "worker_lost", message)
 
 
 def of_worker(conn: Connection, worker: str) -> Job | None:

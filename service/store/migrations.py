@@ -47,21 +47,39 @@ MIGRATIONS: list[tuple[str, ...]] = [
         "CREATE INDEX jobs_worker ON jobs (worker) WHERE status = 'in_progress'",
         "CREATE INDEX jobs_checkpoint ON jobs (status) WHERE checkpoint_key IS NOT NULL",
     ),
+    (
+        "ALTER TABLE jobs ADD COLUMN leased_step INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE jobs ADD COLUMN losses INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE jobs ADD COLUMN preempt_requested INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE jobs ADD COLUMN preemptions INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE workers ADD COLUMN node TEXT",
+        """CREATE TABLE attempts (job_id TEXT NOT NULL, fence INTEGER NOT NULL, worker TEXT, node TEXT, gpu TEXT,
+            began_at DOUBLE PRECISION, ended_at DOUBLE PRECISION NOT NULL, fault TEXT NOT NULL, code TEXT NOT NULL,
+            message TEXT NOT NULL, step INTEGER NOT NULL, advanced INTEGER NOT NULL, counted INTEGER NOT NULL,
+            PRIMARY KEY (job_id, fence))""",
+        "CREATE INDEX attempts_suspected ON attempts (worker) WHERE fault = 'worker' AND advanced = 0 AND counted = 0",
+        "CREATE TABLE troubles (name TEXT PRIMARY KEY, until DOUBLE PRECISION NOT NULL)",
+    ),
 ]
 
 
 def migrate(conn: Connection, migrations: list[tuple[str, ...]] = MIGRATIONS) -> int:
-    """Bring the schema to the newest version inside the caller's transaction; returns that version."""
+    """Bring the schema to the newest version inside the caller's transaction; returns the version that it has then.
+
+    A migration only adds what the release before can do without, so each release also runs against the next one's schema: a
+    fleet is upgraded one by one, and an upgrade can be undone. What is no longer used is removed a release later.
+    """
     if conn.dialect.name == "postgresql":
         conn.execute(text("SELECT pg_advisory_xact_lock(7246301)"))  # one process migrates, the others wait
     conn.execute(text("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)"))
     version = conn.execute(text("SELECT max(version) FROM schema_version")).scalar() or 0
-    if version > len(migrations):
+    if version > len(migrations) + 1:
         raise SettingsError(
-            f"the database has schema version {version}, this release knows {len(migrations)}; run a newer release"
+            f"the database has schema version {version}, this release knows {len(migrations)} and can run with "
+            f"{len(migrations) + 1}; run a newer release"
         )
     for number, statements in enumerate(migrations[version:], start=version + 1):
         for statement in statements:
             conn.execute(text(statement))
         conn.execute(text("INSERT INTO schema_version (version) VALUES (:v)"), {"v": number})
-    return len(migrations)
+    return max(version, len(migrations))

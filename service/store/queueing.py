@@ -3,11 +3,12 @@
 import json
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select, tuple_, update
 
-from service.errors import Conflict, DeadlineUnreachable, IdempotencyMismatch, QueueFull
+from service.errors import Conflict, DeadlineUnreachable, IdempotencyMismatch, InvalidRequest, QueueFull
 from service.store import estimates, finishing, shares
-from service.store.jobs import CANCELLED, QUEUED, RUNNING, Job, NewJob
+from service.store.jobs import CANCELLED, COMPLETED, QUEUED, RUNNING, Job, NewJob
+from service.store.policies import POLICIES
 from service.store.schema import jobs
 
 
@@ -18,6 +19,11 @@ class Limits:
     max_queued: int = 1000
     max_queued_per_owner: int = 1000
     ageing: float = 2.0
+    policy: str = "shortest"
+
+    def turn(self, now: float, cost: float, deadline: float | None) -> float:
+        """Place in the owner's queue of a job submitted now."""
+        return POLICIES[self.policy](now, cost, deadline, self.ageing)
 
 
 def find(conn: Connection, job_id: str, owner: str | None = None, lock: bool = False) -> Job | None:
@@ -27,6 +33,25 @@ def find(conn: Connection, job_id: str, owner: str | None = None, lock: bool = F
         query = query.where(jobs.c.owner == owner)
     row = conn.execute(query.with_for_update() if lock else query).first()
     return Job.from_row(row) if row else None
+
+
+def page(
+    conn: Connection, owner: str | None, after: str | None, limit: int, newest_first: bool
+) -> tuple[list[Job], bool]:
+    """A page by keyset (created_at, id) and whether more follow."""
+    key = tuple_(jobs.c.created_at, jobs.c.id)
+    query = select(jobs).where(jobs.c.deleted == 0)
+    if owner is not None:
+        query = query.where(jobs.c.owner == owner)
+    if after is not None:
+        if (cursor := find(conn, after, owner)) is None:
+            raise InvalidRequest("after", after, "the id of an existing video")
+        place = (cursor.created_at, cursor.id)
+        query = query.where(key < place if newest_first else key > place)
+    columns = (jobs.c.created_at, jobs.c.id)
+    query = query.order_by(*(column.desc() if newest_first else column for column in columns)).limit(limit + 1)
+    rows = [Job.from_row(row) for row in conn.execute(query)]
+    return rows[:limit], len(rows) > limit
 
 
 def replay(conn: Connection, new: NewJob) -> Job | None:
@@ -71,7 +96,7 @@ def admit(conn: Connection, now: float, new: NewJob, limits: Limits) -> None:
             f"{whose} holds {bound} waiting jobs, its maximum; a place is expected in {retry} s", None, retry
         )
     if new.deadline is not None:
-        turn = now + limits.ageing * new.cost
+        turn = limits.turn(now, new.cost, now + new.deadline)
         finish = estimates.for_place(conn, now, new.owner, int(new.priority), turn, new.cost).finish_seconds
         if finish > new.deadline:
             raise DeadlineUnreachable(
@@ -81,19 +106,20 @@ def admit(conn: Connection, now: float, new: NewJob, limits: Limits) -> None:
 
 def add(conn: Connection, now: float, new: NewJob, limits: Limits) -> Job:
     """Insert an admitted job at its place."""
+    deadline = now + new.deadline if new.deadline is not None else None
     values = {
         "id": new.id,
         "owner": new.owner,
         "status": QUEUED,
         "priority": int(new.priority),
         "level": int(new.priority),
-        "turn": now + limits.ageing * new.cost,
+        "turn": limits.turn(now, new.cost, deadline),
         "cost": new.cost,
         "raw_cost": new.raw_cost or new.cost,
         "request": json.dumps(new.request),
         "request_hash": "",
         "idempotency_key": new.idempotency_key,
-        "deadline": now + new.deadline if new.deadline is not None else None,
+        "deadline": deadline,
         "created_at": now,
         "updated_at": now,
         "steps": new.request.get("steps", 0),
@@ -115,6 +141,17 @@ def cancel(conn: Connection, now: float, job: Job, retention: float) -> None:
         conn.execute(update(jobs).where(jobs.c.id == job.id).values(cancel_requested=1, updated_at=now))
     elif job.status != CANCELLED:
         raise Conflict(f"the video is {job.status}; only a queued or running one can be cancelled", "id")
+
+
+def remake(conn: Connection, now: float, job: Job) -> None:
+    """Put a completed job back into its owner's queue. `job` is locked; `info` stays, so that the frames can be compared."""
+    if job.status != COMPLETED:
+        raise Conflict(f"the video is {job.status}; only a completed one can be made again", "id")
+    values = {"status": QUEUED, "video_key": None, "video_bytes": None, "completed_at": None, "expires_at": None, "step": 0,
+              "attempts": 0, "losses": 0, "worker": None, "deadline": None, "updated_at": now}  # fmt: skip
+    conn.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
+    shares.arrive(conn, job.owner, shares.weight(conn, job.owner))
+    shares.enqueued(conn, job.owner, job.level, job.cost)
 
 
 def delete(conn: Connection, now: float, job: Job, retention: float) -> None:

@@ -1,6 +1,6 @@
 """The tables as SQLAlchemy Core sees them; `migrations.py` creates them."""
 
-from sqlalchemy import BigInteger, Column, ColumnClause, Float, Integer, MetaData, String, Table, literal_column
+from sqlalchemy import BigInteger, Column, ColumnClause, Float, Integer, MetaData, String, Table, and_, literal_column
 
 metadata = MetaData()
 
@@ -29,7 +29,7 @@ jobs = Table(
     Column("fence", Integer),
     Column("worker", String),
     Column("lease_until", Float),
-    Column("excused", Integer),  # 1: the lease began anew after a jump of time; if it runs out, that is not counted
+    Column("excused", Integer),  # how often the lease began anew after a jump of time without being renewed
     Column("cancel_requested", Integer),
     Column("deleted", Integer),
     Column("step", Integer),
@@ -40,6 +40,10 @@ jobs = Table(
     Column("preview_key", String),
     Column("checkpoint_key", String),
     Column("checkpoint_step", Integer),
+    Column("leased_step", Integer),  # of the checkpoint that there was when the job was leased
+    Column("losses", Integer),  # attempts in a row that a worker's fault ended before a newer checkpoint was stored
+    Column("preempt_requested", Integer),
+    Column("preemptions", Integer),
     Column("video_key", String),
     Column("video_bytes", BigInteger),
     Column("info", String),
@@ -82,7 +86,32 @@ workers = Table(
     Column("slots", Integer),
     Column("busy", Integer),
     Column("seen_at", Float),
+    Column("node", String),
 )
+
+# The attempts that ended without a video, written under the lock of their job.
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", String, primary_key=True),
+    Column("fence", Integer, primary_key=True),
+    Column("worker", String),
+    Column("node", String),
+    Column("gpu", String),
+    Column("began_at", Float),
+    Column("ended_at", Float),
+    Column("fault", String),  # job, worker, dependency, operator
+    Column("code", String),
+    Column("message", String),
+    Column("step", Integer),
+    Column("advanced", Integer),  # 1: a newer checkpoint was stored
+    Column("counted", Integer),  # 1: the worker was healthy, so it counts against the job
+)
+BLAMED_WORKER = attempts.c.fault == literal_column("'worker'")
+SUSPECTED = and_(BLAMED_WORKER, attempts.c.advanced == literal_column("0"), attempts.c.counted == literal_column("0"))
+
+# What everybody depends on and somebody could not use a moment ago (`JobStore.report_trouble`).
+troubles = Table("troubles", metadata, Column("name", String, primary_key=True), Column("until", Float))
 
 outbox = Table(
     "outbox",

@@ -9,13 +9,22 @@ Goyal et al., SIGCOMM 1996).
 from sqlalchemy import Connection, case, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from service.store.schema import SOMETHING_WAITS, flows, owners
+from service.store.schema import SOMETHING_WAITS, counters, flows, owners
 
 
 def upsert(conn: Connection, table, values: dict, keys: list[str], changes: dict) -> None:
     """INSERT … ON CONFLICT (keys) DO UPDATE SET changes, on either engine."""
     dialect = postgresql if conn.dialect.name == "postgresql" else sqlite
     conn.execute(dialect.insert(table).values(**values).on_conflict_do_update(index_elements=keys, set_=changes))
+
+
+def count_up(name: str) -> tuple:
+    """What `upsert` takes to raise a counter; last in a transaction, because all jobs share these rows."""
+    return counters, {"name": name, "value": 1}, ["name"], {"value": counters.c.value + 1}
+
+
+def weight(conn: Connection, owner: str) -> float:
+    return conn.execute(select(owners.c.weight).where(owners.c.owner == owner)).scalar() or 1.0
 
 
 def lock(conn: Connection, owner: str) -> None:

@@ -9,41 +9,45 @@ jobs, and it locks nothing after them. Locks that are taken with SKIP LOCKED wai
 Should PostgreSQL roll a transaction back all the same, `Database.transact` runs it again.
 """
 
-import functools
+import contextlib
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, delete, select, tuple_, update
+from sqlalchemy import Connection, delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from service.errors import InvalidRequest, NotFound
-from service.store import estimates, leases, outbox, queueing, shares, upkeep
-from service.store.database import Database
+from service.errors import NotFound, Unavailable
+from service.store import estimates, faults, leases, outbox, queueing, shares
+from service.store.database import Database, transaction
 from service.store.finishing import finish, settle
-from service.store.jobs import CANCELLED, COMPLETED, QUEUED, TERMINAL, Estimate, Job, Lease, NewJob, Progress
+from service.store.housekeeping import Housekeeping
+from service.store.jobs import (
+    CANCELLED,
+    COMPLETED,
+    QUEUED,
+    TERMINAL,
+    Bounds,
+    Estimate,
+    Job,
+    Lease,
+    Loss,
+    NewJob,
+    Priority,
+    Progress,
+)
 from service.store.migrations import migrate
 from service.store.queueing import Limits
-from service.store.schema import calibration, counters, jobs, workers
+from service.store.schema import calibration, counters, jobs, troubles, workers
 
 CROWD_SECONDS = 0.5
+TROUBLE_SECONDS = 20.0  # how long a report of trouble counts; who is still in it reports again
+MIGRATION_SECONDS = 600.0
 
 
-def transaction(durable: bool = True):
-    """Makes a method of the store one transaction (see `Database.transact`) and gives it the connection."""
-
-    def wrap(method):
-        @functools.wraps(method)
-        def run(self, *arguments, **more):
-            return self.database.transact(lambda conn: method(self, conn, *arguments, **more), durable)
-
-        return run
-
-    return wrap
-
-
-class JobStore:
+class JobStore(Housekeeping):
     """Jobs in SQLite or PostgreSQL; safe to use from many threads, processes and (PostgreSQL) hosts."""
 
     def __init__(
@@ -52,27 +56,31 @@ class JobStore:
         *,
         limits: Limits | None = None,
         lease_seconds: float = 20,
-        max_attempts: int = 3,
+        bounds: Bounds | None = None,
         retention: float = 7 * 86400,
         priority_ageing: float = 1800,
         clock: Callable[[], float] | None = None,
+        connections: int = 10,
+        listen_url: str = "",
     ):
-        self.database = Database(url, clock)
-        self.limits, self.lease_seconds, self.max_attempts = limits or Limits(), lease_seconds, max_attempts
+        self.database = Database(url, clock, connections, listen_url)
+        self.limits, self.lease_seconds, self.bounds = limits or Limits(), lease_seconds, bounds or Bounds()
         self.retention, self.priority_ageing = retention, priority_ageing
         self._crowd: estimates.Crowd | None = None
         self._crowd_seen = -CROWD_SECONDS
-        self.version = self.database.transact(migrate)
+        self.version = self.database.transact(migrate, patience=MIGRATION_SECONDS)
 
     @classmethod
-    def from_settings(cls, settings) -> "JobStore":
+    def from_settings(cls, settings, connections: int = 10) -> "JobStore":
         return cls(
             settings.database,
-            limits=Limits(settings.max_queued, settings.max_queued_per_key, settings.ageing),
+            limits=Limits(settings.max_queued, settings.max_queued_per_key, settings.ageing, settings.policy),
             lease_seconds=settings.lease_seconds,
-            max_attempts=settings.max_attempts,
+            bounds=Bounds(settings.max_attempts, settings.max_losses, settings.max_preemptions),
             retention=settings.retention_seconds,
             priority_ageing=settings.priority_ageing_seconds,
+            connections=connections,
+            listen_url=settings.listen_url,
         )
 
     def close(self) -> None:
@@ -84,11 +92,15 @@ class JobStore:
         """Store the job and return (job, True), or (the earlier job, False) for a repeated idempotency key."""
         limits = self.limits
         if max_queued is not None:
-            limits = Limits(limits.max_queued, min(max_queued, limits.max_queued_per_owner), limits.ageing)
+            limits = replace(limits, max_queued_per_owner=min(max_queued, limits.max_queued_per_owner))
         try:
-            return self._submit(new, limits)
+            job, made = self._submit(new, limits)
         except IntegrityError:  # the same idempotency key won a race
-            return self._submit(new, limits)
+            job, made = self._submit(new, limits)
+        if made and (job.priority == Priority.high or job.deadline is not None):
+            with contextlib.suppress(Unavailable):  # the next sweep does it
+                self._make_room()
+        return job, made
 
     @transaction()
     def _submit(self, conn: Connection, new: NewJob, limits: Limits) -> tuple[Job, bool]:
@@ -135,21 +147,8 @@ class JobStore:
         self, owner: str | None, after: str | None = None, limit: int = 20, newest_first: bool = True
     ) -> tuple[list[Job], bool]:
         """A page by keyset (created_at, id) and whether more follow; `after` is the last id of the page before."""
-        key = tuple_(jobs.c.created_at, jobs.c.id)
-        query = select(jobs).where(jobs.c.deleted == 0)
-        if owner is not None:
-            query = query.where(jobs.c.owner == owner)
         with self.database.read() as conn:
-            if after is not None:
-                cursor = queueing.find(conn, after, owner)
-                if cursor is None:
-                    raise InvalidRequest("after", after, "the id of an existing video")
-                place = (cursor.created_at, cursor.id)
-                query = query.where(key < place if newest_first else key > place)
-            columns = (jobs.c.created_at, jobs.c.id)
-            query = query.order_by(*(column.desc() if newest_first else column for column in columns)).limit(limit + 1)
-            rows = [Job.from_row(row) for row in conn.execute(query)]
-        return rows[:limit], len(rows) > limit
+            return queueing.page(conn, owner, after, limit, newest_first)
 
     def cancel(self, job_id: str, owner: str | None = None) -> Job:
         """Cancel a waiting job at once, ask a running one to stop; Conflict when it is already over."""
@@ -190,66 +189,94 @@ class JobStore:
         row = conn.execute(select(jobs.c.status, jobs.c.fence).where(jobs.c.id == lease.job.id)).first()
         if row is not None and row.fence == lease.fence and row.status == COMPLETED:
             return COMPLETED  # the connection broke after an earlier commit
-        job = leases.held(conn, lease.job.id, lease.fence)
         now = self.database.now(conn)
+        job = leases.held(conn, now, lease.job.id, lease.fence, self.lease_seconds)
         status = leases.complete(conn, now, job, self.retention, (video_key, video_bytes), info)
         self.database.notify(conn, "done", job.id)
         return status
 
     @transaction()
-    def fail(self, conn: Connection, lease: Lease, code: str, message: str, retry: bool = True) -> str:
-        """End a broken attempt; returns the job's new status. Without `retry` the job fails at once."""
-        attempts = self.max_attempts if retry else 0
-        job = leases.held(conn, lease.job.id, lease.fence)
+    def ended(self, conn: Connection, lease: Lease, loss: Loss) -> str:
+        """End an attempt that made no video; returns the job's new status."""
         now = self.database.now(conn)
-        status = leases.attempt_failed(conn, now, job, attempts, self.retention, code, message[:2000])
+        job = leases.held(conn, now, lease.job.id, lease.fence, self.lease_seconds)
+        status = faults.ended(conn, now, job, loss, self.bounds, self.retention)
         self.database.notify(conn, "queued", job.id)
         return status
 
     @transaction()
     def cancelled(self, conn: Connection, lease: Lease) -> None:
         """Report that a job was stopped on request."""
-        job = leases.held(conn, lease.job.id, lease.fence)
         now = self.database.now(conn)
+        job = leases.held(conn, now, lease.job.id, lease.fence, self.lease_seconds)
         settle(conn, now, job)
         finish(conn, now, job, CANCELLED, self.retention)
         self.database.notify(conn, "done", job.id)
 
-    @transaction(durable=False)
-    def release(self, conn: Connection, lease: Lease) -> None:
-        """Hand a job over to another worker; the attempt does not count."""
-        job = leases.held(conn, lease.job.id, lease.fence)
-        leases.give_back(conn, self.database.now(conn), job, counted=False, delay=0)
-        self.database.notify(conn, "queued", job.id)
-
     def take_back(self, worker: str) -> list[str]:
-        """End the leases of a worker of this name that is no more; returns the jobs, which wait again, uncounted."""
+        """End the leases of a worker of this name that is no more; returns the jobs, which wait again."""
 
         def one(conn: Connection, now: float) -> str | None:
             if (job := leases.of_worker(conn, worker)) is None:
                 return None
-            leases.worker_lost(conn, now, job, True, self.max_attempts, self.retention)
+            faults.ended(conn, now, job, faults.RESTARTED, self.bounds, self.retention)
             return job.id
 
         return self._one_by_one(one)
+
+    def acquit(self, worker: str) -> list[str]:
+        """The worker proved healthy: what broke on it was the fault of these jobs."""
+        return self._one_by_one(lambda conn, now: faults.acquit(conn, now, worker, self.bounds, self.retention))
+
+    def history(self, job_id: str) -> list[dict]:
+        """The attempts of a job that ended without a video."""
+        with self.database.read() as conn:
+            return faults.history(conn, job_id)
+
+    def canary(self, worker: str) -> Job | None:
+        """The cheapest completed job, of another worker if there is one: its frames are known, and can be made again."""
+        query = select(jobs).where(jobs.c.status == COMPLETED, jobs.c.deleted == 0)
+        with self.database.read() as conn:
+            row = conn.execute(query.order_by(jobs.c.worker == worker, jobs.c.cost).limit(1)).first()
+            return Job.from_row(row) if row else None
+
+    @transaction(durable=False)
+    def report_trouble(self, conn: Connection, name: str) -> None:
+        """Tell everybody that something they share (`store`) cannot be used at the moment."""
+        until = self.database.now(conn) + TROUBLE_SECONDS
+        shares.upsert(conn, troubles, {"name": name, "until": until}, ["name"], {"until": until})
+
+    def troubled(self, name: str) -> bool:
+        """Whether anybody reported trouble lately: find out for yourself before you rely on it."""
+        with self.database.read() as conn:
+            until = conn.execute(select(troubles.c.until).where(troubles.c.name == name)).scalar()
+            return until is not None and 0 < until - self.database.now(conn) <= TROUBLE_SECONDS
 
     def anything_waits(self) -> bool:
         """Whether a lease may succeed; cheaper than trying, because it takes no write lock."""
         with self.database.read() as conn:
             return shares.waiting(conn) > 0
 
-    def cancel_requests(self, job_ids: list[str]) -> set[str]:
-        """Those of the jobs that shall be cancelled."""
-        query = select(jobs.c.id).where(jobs.c.id.in_(job_ids), jobs.c.cancel_requested == 1)
+    def stop_requests(self, job_ids: list[str]) -> dict[str, bool]:
+        """Those of the jobs that shall stop; True: cancelled, False: to make room for an urgent one."""
+        asked = or_(jobs.c.cancel_requested == 1, jobs.c.preempt_requested == 1)
+        query = select(jobs.c.id, jobs.c.cancel_requested).where(jobs.c.id.in_(job_ids), asked)
         with self.database.read() as conn:
-            return set(conn.execute(query).scalars())
+            return {job_id: bool(cancelled) for job_id, cancelled in conn.execute(query)}
 
     @transaction()
     def drop_checkpoint(self, conn: Connection, lease: Lease) -> None:
         """Forget a checkpoint that cannot be used; the next attempt starts over."""
-        leases.held(conn, lease.job.id, lease.fence)
+        leases.held(conn, self.database.now(conn), lease.job.id, lease.fence, self.lease_seconds)
         values = {"checkpoint_key": None, "checkpoint_step": None}
         conn.execute(update(jobs).where(jobs.c.id == lease.job.id).values(**values))
+
+    @transaction()
+    def remake(self, conn: Connection, job_id: str) -> Job:
+        """Queue a completed job once more, as it was asked for: its video is lost or no longer what it was."""
+        queueing.remake(conn, self.database.now(conn), self._found(queueing.find(conn, job_id, lock=True)))
+        self.database.notify(conn, "queued", job_id)
+        return Job.from_row(conn.execute(select(jobs).where(jobs.c.id == job_id)).one())
 
     def is_held(self, job_id: str, fence: int) -> bool:
         """Whether this lease is the job's newest and has not run out."""
@@ -265,66 +292,31 @@ class JobStore:
         return status is None or status in TERMINAL
 
     @transaction(durable=False)
-    def report_worker(self, conn: Connection, worker: str, state: str, slots: int, busy: int) -> None:
-        """Tell that the worker lives; state is idle, busy, draining or waiting (its Triton is not ready)."""
-        values = {"state": state, "slots": slots, "busy": busy, "seen_at": self.database.now(conn)}
+    def report_worker(self, conn: Connection, worker: str, state: str, slots: int, busy: int, node: str = "") -> None:
+        """Tell that the worker lives; state is idle, busy, draining, waiting (for Triton or the store) or sick."""
+        values = {
+            "state": state,
+            "slots": slots,
+            "busy": busy,
+            "seen_at": self.database.now(conn),
+            "node": node or None,
+        }
         shares.upsert(conn, workers, {"id": worker, **values}, ["id"], values)
 
     @transaction(durable=False)
     def remove_worker(self, conn: Connection, worker: str) -> None:
         conn.execute(delete(workers).where(workers.c.id == worker))
 
-    # --- upkeep and numbers
-
-    def sweep(self) -> list[str]:
-        """Lost leases, late jobs, ageing; returns the ids of jobs whose files may go (then call `forget`)."""
-        self._look_at_clock()
-        self._one_by_one(lambda conn, now: upkeep.reap(conn, now, self.max_attempts, self.retention))
-        self._one_by_one(lambda conn, now: upkeep.fail_late(conn, now, self.retention))
-        self._one_by_one(lambda conn, now: upkeep.promote(conn, now, self.priority_ageing))
-        with self.database.read() as conn:
-            return upkeep.expired(conn, self.database.now(conn))
-
-    @transaction(durable=False)
-    def _look_at_clock(self, conn: Connection) -> None:
-        now = self.database.now(conn)
-        upkeep.look_at_clock(conn, now, self.lease_seconds)
-        upkeep.drop_dead_workers(conn, now)
-
-    def _one_by_one(self, change: Callable[[Connection, float], str | None]) -> list[str]:
-        """`change` a batch of jobs, each in a transaction of its own, until it finds none."""
-
-        def work(conn: Connection) -> str | None:
-            job_id = change(conn, self.database.now(conn))
-            if job_id is not None:
-                self.database.notify(conn, "queued", job_id)
-            return job_id
-
-        changed: list[str] = []
-        while len(changed) < upkeep.BATCH and (job_id := self.database.transact(work, durable=False)) is not None:
-            changed.append(job_id)
-        return changed
-
-    def with_leftovers(self) -> list[str]:
-        """Finished jobs whose checkpoints are still stored; remove these, then call `leftovers_removed`."""
-        with self.database.read() as conn:
-            return upkeep.with_leftovers(conn)
-
-    @transaction(durable=False)
-    def leftovers_removed(self, conn: Connection, job_id: str) -> None:
-        values = {"checkpoint_key": None, "checkpoint_step": None}
-        conn.execute(update(jobs).where(jobs.c.id == job_id, jobs.c.status.in_(TERMINAL)).values(**values))
-
-    @transaction()
-    def forget(self, conn: Connection, job_ids: list[str]) -> None:
-        upkeep.forget(conn, job_ids)
+    # --- numbers
 
     def stats(self, slot_seconds: float = 180.0) -> dict:
         """What the metrics and the page show of the whole queue; `slot_seconds`: see `Settings`."""
         with self.database.read() as conn:
             numbers = estimates.stats(conn, self.database.now(conn), slot_seconds)
-            numbers["finished"] = {name.removeprefix("jobs_"): value for name, value in conn.execute(select(counters))}
-            return numbers
+            counts = dict(conn.execute(select(counters)).all())
+        for kind, prefix in (("finished", "jobs_"), ("faults", "faults_")):
+            numbers[kind] = {name[len(prefix) :]: value for name, value in counts.items() if name.startswith(prefix)}
+        return numbers
 
     def cost_factor(self) -> float:
         """How much longer jobs really take than the formula says; 1 before the first one."""

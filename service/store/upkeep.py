@@ -6,13 +6,14 @@ id, None when there is none left.
 
 from sqlalchemy import Column, Connection, delete, func, or_, select, update
 
-from service.store import leases, shares
+from service.store import faults, shares
 from service.store.finishing import finish
-from service.store.jobs import FAILED, TERMINAL, Job
-from service.store.schema import IS_QUEUED, IS_RUNNING, MAY_RISE, clock, jobs, outbox, workers
+from service.store.jobs import FAILED, TERMINAL, Bounds, Job
+from service.store.schema import IS_QUEUED, IS_RUNNING, MAY_RISE, attempts, clock, jobs, outbox, workers
 
 BATCH = 200
 JUMP_SECONDS = 10.0  # twice the pause between two sweeps of a worker, half a lease
+MOST_EXCUSED = 10  # jumps that a lease outlives without being renewed; else none would end while time jumps
 
 
 def _locked(conn: Connection, first: Column, *where) -> Job | None:
@@ -27,27 +28,27 @@ def _jumped(now: float, seen: float | None) -> bool:
 
 
 def look_at_clock(conn: Connection, now: float, seconds: float) -> None:
-    """Begin all leases anew when time made a jump since anybody looked.
+    """Begin all leases anew when time made a jump since anybody looked, at most MOST_EXCUSED times in a row for each.
 
     Either the clock was set, forward or back, or nobody could renew anything: database away, machine asleep, everything
     stopped. Leases would seem lost whose workers live, or held for hours whose workers died. A worker that lives renews its
-    lease in time; one that does not is `excused`, because it may have failed to hand its job over.
+    lease in time.
     """
     if _jumped(now, conn.execute(select(clock.c.seen_at).with_for_update()).scalar()):
-        unsure = or_(jobs.c.excused == 0, jobs.c.lease_until > now + seconds)  # once; else no lease would ever end
-        values = {"lease_until": now + seconds, "updated_at": now, "excused": 1}
+        unsure = or_(jobs.c.excused < MOST_EXCUSED, jobs.c.lease_until > now + seconds)
+        values = {"lease_until": now + seconds, "updated_at": now, "excused": jobs.c.excused + 1}
         conn.execute(update(jobs).where(IS_RUNNING, unsure).values(**values))
     shares.upsert(conn, clock, {"id": 1, "seen_at": now}, ["id"], {"seen_at": now})
 
 
-def reap(conn: Connection, now: float, max_attempts: int, retention: float) -> str | None:
+def reap(conn: Connection, now: float, bounds: Bounds, retention: float) -> str | None:
     """Take back a job whose worker fell silent."""
     if _jumped(now, conn.execute(select(clock.c.seen_at)).scalar()):
         return None  # this process was the one that slept
     job = _locked(conn, jobs.c.lease_until, IS_RUNNING, jobs.c.lease_until < now)
     if job is None:
         return None
-    leases.worker_lost(conn, now, job, job.excused, max_attempts, retention)
+    faults.ended(conn, now, job, faults.LOST, bounds, retention)
     return job.id
 
 
@@ -86,7 +87,8 @@ def forget(conn: Connection, job_ids: list[str]) -> None:
     """Remove rows for good; those that another process removes at this moment are left to it."""
     query = select(jobs.c.id).where(jobs.c.id.in_(job_ids), jobs.c.status.in_(TERMINAL)).order_by(jobs.c.id)
     gone = list(conn.execute(query.with_for_update(skip_locked=True)).scalars())
-    conn.execute(delete(outbox).where(outbox.c.job_id.in_(gone)))
+    for table in (attempts, outbox):
+        conn.execute(delete(table).where(table.c.job_id.in_(gone)))
     conn.execute(delete(jobs).where(jobs.c.id.in_(gone)))
 
 

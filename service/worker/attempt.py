@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
+import math
+import os
+import secrets
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from pathlib import Path
 from service import storage
 from service.errors import (
     CheckpointRefused,
+    Fault,
     GenerationCancelled,
     GenerationFailed,
     GenerationRejected,
@@ -26,9 +30,11 @@ from service.errors import (
 )
 from service.metrics import worker_metrics
 from service.settings import Settings
-from service.store import JobStore, Lease, Progress
+from service.store import JobStore, Lease, Loss, Progress
+from service.store.faults import HANDED_OVER, PREEMPTED
 from service.store.jobs import TERMINAL
 from service.worker import run_directories, video
+from service.worker.health import Health, check_frames, digest
 from service.worker.triton import Generator
 from service.worker.uploads import Uploads
 
@@ -41,6 +47,7 @@ class Stop(Enum):
     """Why an attempt shall stop before its end."""
 
     cancel = "cancel"  # the caller asked
+    preempt = "preempt"  # an urgent job needs the place
     drain = "drain"  # the worker shuts down
     lost = "lost"  # another worker owns the job
 
@@ -53,7 +60,16 @@ class Tools:
     files: storage.Storage
     triton: Generator
     settings: Settings
+    name: str  # of the worker
+    health: Health
     disk_trouble: bool = False  # the last write of a file failed; the worker starts nothing before that has changed
+
+
+def tools_for(settings: Settings, store: JobStore, triton: Generator) -> Tools:
+    # without a name of its own it must not meet that of another: see `Worker._take_back`
+    name = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    files = storage.Storage(settings.storage, settings.storage_endpoint_url)
+    return Tools(store, files, triton, settings, name, Health(store, name, settings.sick_after))
 
 
 class Attempt:
@@ -121,9 +137,7 @@ class Attempt:
             raise
         except GenerationCancelled as error:
             return await self._stopped(error)
-        except GenerationRejected as error:
-            return await persistently(self.tools.store.fail, self.lease, "invalid_value", str(error), False)
-        except (GenerationFailed, StorageError) as error:
+        except (GenerationRejected, GenerationFailed, StorageError) as error:
             return await self._broken(error)
         except Exception as error:
             logger.exception("the attempt broke")
@@ -133,10 +147,11 @@ class Attempt:
         """Make the run directory and put the newest checkpoint into it."""
         job = self.job
         stored_step = job.checkpoint_step if job.checkpoint_key else None
-        await self._stubbornly(self._make_directory, stored_step or 0)
+        limit = self.tools.settings.storage_retry_seconds
+        await self._stubbornly(limit, self._make_directory, stored_step or 0)
         if stored_step is not None and not self.run_dir.checkpoint.exists():
             try:
-                await self._stubbornly(self.tools.files.get, job.checkpoint_key, self.run_dir.checkpoint)
+                await self._stubbornly(limit, self.tools.files.get, job.checkpoint_key, self.run_dir.checkpoint)
             except NotFound:
                 logger.warning("the checkpoint is no longer stored; starting over")
         self._first_step = run_directories.checkpoint_step(self.run_dir.checkpoint) or 0
@@ -156,31 +171,34 @@ class Attempt:
             raise StorageError(f"cannot write the run directory: {error}") from error
 
     async def _generate(self):
-        if self.job.attempts == 1:
+        if self.lease.fence == 1:
             worker_metrics().queue_wait.observe(max(0.0, self.job.leased_at - self.job.created_at))
-        logger.info("started", extra={"attempt": self.job.attempts, "checkpoint_step": self.job.checkpoint_step})
+        logger.info("started", extra={"attempt": self.lease.fence, "checkpoint_step": self.job.checkpoint_step})
         preview = bool(self.job.request.get("preview"))
         return await self.tools.triton.generate(self.lease.request_id, self.job.request, preview)
 
     async def _deliver(self, frames, info: dict) -> str:
-        """Encode, store, publish."""
+        """Encode, store, publish. A finished video waits for a store that is away, on this machine."""
         started = time.monotonic()
         self._phase = "encode"
         local = self.run_dir.path / "video.mp4"
         fps = int(self.job.request.get("fps") or info.get("fps") or 16)
-        encoded = self._stubbornly(_encode, frames, fps, local)
-        _, digest = await asyncio.gather(encoded, asyncio.to_thread(_digest, frames))
+        await asyncio.to_thread(check_frames, frames)
+        encoded = self._stubbornly(math.inf, _encode, frames, fps, local)
+        _, frames_sha256 = await asyncio.gather(encoded, asyncio.to_thread(digest, frames))
         key = storage.video_key(self.job.id, self.lease.fence)
-        size = await self._stubbornly(self.tools.files.put, local, key)
+        size = await self._stubbornly(math.inf, self.tools.files.put, local, key)
         computed = dict(info.get("seconds") or {})
         waited = max(0.0, (self.job.started_at or 0.0) - self.job.created_at)
         seconds = {"queue": round(waited, 4), **computed, "encode": round(time.monotonic() - started, 4)}
-        info = {**info, "seconds": seconds, "frames_sha256": digest}
+        video_sha256 = await asyncio.to_thread(storage.digest, local)
+        info = {**info, "seconds": seconds, "frames_sha256": frames_sha256, "video_sha256": video_sha256}
         if gpu_seconds := sum(computed.values()):
             info["gpu_seconds"] = gpu_seconds
         status = await persistently(self.tools.store.complete, self.lease, key, size, info)
         if status == "completed":
             self._measure(info, seconds)
+            await persistently(self.tools.health.proved)
         await self._tidy(key if status != "completed" else None)
         return status
 
@@ -208,11 +226,14 @@ class Attempt:
 
     async def _stopped(self, error: GenerationCancelled) -> str:
         """The loop saw the cancel file: on request of the caller, or because the worker hands its jobs over."""
-        if self.stop is Stop.drain:
+        if self.stop in (Stop.drain, Stop.preempt):
+            if self.stop is Stop.preempt:
+                self._free_slot()  # the urgent job does not wait for the upload
             await self._keep_checkpoint()
-            await persistently(self.tools.store.release, self.lease)
-            logger.info("handed over", extra={"step": self._uploads.step})
-            return "queued"
+            loss = HANDED_OVER if self.stop is Stop.drain else PREEMPTED
+            status = await persistently(self.tools.store.ended, self.lease, loss)
+            logger.info(loss.code, extra={"step": self._uploads.step})
+            return status
         if self.stop is Stop.cancel:
             await persistently(self.tools.store.cancelled, self.lease)
             await self._tidy(None)
@@ -222,37 +243,41 @@ class Attempt:
 
     async def _broken(self, error: ServiceError) -> str:
         """Keep the newest checkpoint for the next attempt, unless it may be what broke this one."""
+        if error.fault is Fault.worker:
+            self.tools.health.broke(f"{error.code}: {error}")  # before the slot is free
         if isinstance(error, CheckpointRefused):
             logger.warning("the checkpoint is dropped", extra={"reason": str(error)})
             await persistently(self.tools.store.drop_checkpoint, self.lease)
             for job_id, _, run in run_directories.attempts(self.tools.settings.runs):
                 if job_id == self.job.id:
                     run.checkpoint.unlink(missing_ok=True)
-        else:
+        elif error.fault is not Fault.job:
             await self._keep_checkpoint()
         if isinstance(error, StageHung):
             run_directories.mark_broken(self.tools.settings.runs)
-        status = await persistently(self.tools.store.fail, self.lease, error.code, str(error), True)
+        status = await persistently(self.tools.store.ended, self.lease, Loss.of(error))
         logger.warning("the attempt failed", extra={"reason": str(error), "status": status})
         return status
 
     async def _given_up(self, reason: str) -> str:
         if reason == "lost":
             return self._lost()
-        return await self._broken(GenerationFailed(reason))
+        return await self._broken(StageHung(reason))
 
     def _lost(self) -> str:
         logger.warning("the lease was lost; nothing is written")
         return "lost"
 
-    async def _stubbornly(self, operation, *arguments):
-        """An operation on files, tried again for `storage_retry_seconds`."""
-        deadline, pause = time.monotonic() + self.tools.settings.storage_retry_seconds, 0.5
+    async def _stubbornly(self, seconds: float, operation, *arguments):
+        """An operation on files, tried again for so many seconds or until the attempt shall stop."""
+        deadline, pause = time.monotonic() + seconds, 0.5
         while True:
             try:
                 return await asyncio.to_thread(operation, *arguments)
             except StorageError as error:
                 self.tools.disk_trouble = True
+                if self.stop is not None:
+                    raise GenerationCancelled("stopped while files could not be written") from error
                 if time.monotonic() + pause > deadline:
                     raise
                 logger.warning("storage is tried again", extra={"reason": str(error)})
@@ -348,10 +373,6 @@ def _copy(source: Path, target: Path) -> None:
         temporary.rename(target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _digest(frames) -> str:
-    return hashlib.sha256(frames).hexdigest()
 
 
 def _encode(frames, fps: int, target: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from typing import Protocol
 
 import grpc
@@ -11,6 +10,8 @@ import tritonclient.grpc.aio as grpcclient
 from tritonclient.grpc import KeepAliveOptions
 from tritonclient.utils import InferenceServerException
 
+from contract import faults
+from contract.faults import untagged
 from contract.tensors import ENSEMBLE, infer_inputs
 from service.errors import (
     CheckpointRefused,
@@ -23,12 +24,7 @@ from service.errors import (
 
 logger = logging.getLogger(__name__)
 UNHEALTHY = "is not healthy"  # Triton's words for a Python stage that hangs; it says so to every later request too
-CHECKPOINT = "checkpoint.safetensors"  # the stage names the file in its message
 TRANSPORT = ("UNAVAILABLE", "UNKNOWN")  # set by gRPC when the connection breaks; stages and Triton use others
-# How an error begins about what the stages pass among themselves: the stage before it is at fault, never the caller.
-BETWEEN_STAGES = re.compile(
-    r"(in ensemble '\w+', )?(REQUEST|DENOISE_INFO|LATENTS|(NEGATIVE_)?(CONTEXT|IDS|MASK|TIMING)) is "
-)
 
 
 class Generator(Protocol):
@@ -100,10 +96,11 @@ def _translated(error: InferenceServerException) -> Exception:
             "the inference server stopped while computing this video; if that happens again, it may lack the memory for it: "
             "ask for a smaller size or fewer frames"
         )
-    if CHECKPOINT in message:
+    code, gpu, message = untagged(message)
+    if code == faults.CHECKPOINT_REFUSED:
         return CheckpointRefused(f"{message} ({status})")
     if UNHEALTHY in message:
         return StageHung(f"{message} ({status})")
-    if status == "INVALID_ARGUMENT" and not BETWEEN_STAGES.match(message):
+    if status == "INVALID_ARGUMENT" and code is None:
         return GenerationRejected(message)
-    return GenerationFailed(f"{message} ({status})")
+    return GenerationFailed(f"{message} ({status})", code, gpu)

@@ -18,14 +18,17 @@ import time
 from service.errors import ServiceError, SettingsError, Unavailable
 from service.logs import job_id, prompt_fields, setup
 from service.settings import Settings, load_settings
-from service.storage import Storage
 from service.store import JobStore, Lease
+from service.store.faults import HANDED_OVER
 from service.worker import run_directories
-from service.worker.attempt import Attempt, Stop, Tools, persistently
+from service.worker.attempt import Attempt, Stop, Tools, persistently, tools_for
+from service.worker.health import CANARY_SECONDS, canary
+from service.worker.status import serve_status
 
 logger = logging.getLogger(__name__)
 ALIVE_SECONDS = 5.0  # how often the worker reports itself
 TIDY_SECONDS = 5.0
+TRY_SECONDS = 5.0  # between two looks whether files can be written
 EXIT_SECONDS = 5.0  # for the last words to database and Triton, each
 
 
@@ -34,14 +37,29 @@ class Worker:
 
     def __init__(self, tools: Tools):
         self.tools, self.settings = tools, tools.settings
-        # without a name of its own it must not meet that of another: see `_take_back`
-        self.name = self.settings.worker_id or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.name = tools.name
         self.slots = self.settings.slots
         self.attempts: dict[asyncio.Task, Attempt] = {}
+        self.node = self.settings.node or socket.gethostname()
+        self.health = tools.health
+        self._looped = time.monotonic()  # when the leasing loop came round last
         self.draining = asyncio.Event()
         self._hurry = asyncio.Event()
         self._wake = asyncio.Event()
         self._ready = False
+        self._proving: asyncio.Task | None = None
+        self._tried = 0.0
+        self._trying: asyncio.Future | None = None  # out whether files can be written
+
+    @property
+    def ready(self) -> bool:
+        """Whether it could take a job; a store that is away is not its fault."""
+        return not self.health.sick and not self.draining.is_set()
+
+    @property
+    def loop_age(self) -> float:
+        """Seconds since the leasing loop came round; 0 when it has ended."""
+        return 0.0 if self.draining.is_set() else time.monotonic() - self._looped
 
     def drain(self) -> None:
         """Lease no more and end; said twice: hand the running jobs over at once."""
@@ -84,6 +102,7 @@ class Worker:
                     await asyncio.to_thread(self._tidy_runs)
                 return
             except (Unavailable, OSError) as error:
+                self._looped = time.monotonic()
                 logger.warning("waiting for the database", extra={"reason": str(error)})
                 await asyncio.sleep(0.5)
 
@@ -92,24 +111,30 @@ class Worker:
     async def _keep_leasing(self) -> None:
         await self._take_back()
         while not self.draining.is_set():
+            self._looped = time.monotonic()
             await self._fill()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), 1.0)
             self._wake.clear()
-            await self._pass_on_cancels()
+            await self._pass_on_stops()
 
     def _free(self) -> bool:
         busy = sum(attempt.denoising for attempt in self.attempts.values())
         # one video per slot may still be decoded and stored while the slot denoises the next
-        return self._ready and busy < self.slots and len(self.attempts) < 2 * self.slots
+        return self._ready and not self.health.sick and busy < self.slots and len(self.attempts) < 2 * self.slots
 
     async def _fill(self) -> None:
         """Lease as long as a slot is free and something waits."""
         try:
             while not self.draining.is_set():
                 await self._look_at_triton()
+                self._prove_if_due()
                 if not self._free() or not await asyncio.to_thread(self.tools.store.anything_waits):
                     return
+                if await asyncio.to_thread(self.tools.store.troubled, "store"):
+                    self.tools.disk_trouble = self.tools.disk_trouble or time.monotonic() - self._tried > TRY_SECONDS
+                    if not await self._files_work():
+                        return
                 lease = await asyncio.to_thread(self.tools.store.lease, self.name)
                 if lease is None:
                     return
@@ -129,15 +154,53 @@ class Worker:
         self._ready = ready
 
     async def _files_work(self) -> bool:
-        """After trouble with files: whether they can be written again. Jobs wait meanwhile, instead of failing one by one."""
+        """After trouble with files, here or elsewhere: whether they can be written. Jobs wait meanwhile for what they need."""
+        if not self.tools.disk_trouble:
+            return True
+        if self._trying is None:  # one at a time: a store that hangs must not take all threads
+            self._trying = asyncio.ensure_future(asyncio.to_thread(self._try_files))
+        done, _ = await asyncio.wait({self._trying}, timeout=TRY_SECONDS)
+        if done:
+            trouble, self._trying = self._trying.result(), None
+            self.tools.disk_trouble, self._tried = trouble is not None, time.monotonic()
         if self.tools.disk_trouble:
-            try:
-                await asyncio.to_thread(self.tools.files.try_out)
-                await asyncio.to_thread(run_directories.try_out, self.settings.runs)
-                self.tools.disk_trouble = False
-            except (ServiceError, OSError) as error:
-                logger.warning("files cannot be written", extra={"reason": str(error)})
+            logger.warning("files cannot be written", extra={"reason": trouble if done else "no answer"})
         return not self.tools.disk_trouble
+
+    def _try_files(self) -> str | None:
+        """What is wrong with the store or the run directory; trouble with the store is made known to all workers."""
+        try:
+            self.tools.files.try_out()
+        except ServiceError as error:
+            with contextlib.suppress(ServiceError):
+                self.tools.store.report_trouble("store")
+            return str(error)
+        try:
+            run_directories.try_out(self.settings.runs)
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _prove_if_due(self) -> None:
+        idle = self._ready and not self.attempts and (self._proving is None or self._proving.done())
+        if idle and self.health.due:
+            self._proving = asyncio.create_task(self._prove())
+
+    async def _prove(self) -> None:
+        """Make a video whose frames are known; if that fails, the next try comes later and finds Triton restarted."""
+        run = run_directories.Run(self.settings.runs, f"canary-{secrets.token_hex(8)}")
+        try:
+            known = await asyncio.to_thread(self.tools.store.canary, self.name)
+            async with asyncio.timeout(CANARY_SECONDS):
+                await canary(self.tools.triton, run, known, self.settings.card)
+            await asyncio.to_thread(self.health.proved)
+            logger.info("this worker is healthy")
+        except Unavailable as error:
+            logger.warning("the canary waits for the database", extra={"reason": str(error)})
+        except Exception as error:
+            self.health.broke(f"canary: {type(error).__name__}: {error}")
+            run_directories.mark_broken(self.settings.runs)
+        self._wake.set()
 
     def _is_broken(self, ready: bool) -> bool:
         """Whether Triton waits for a restart, whatever it says itself; if none comes, it is tried again after a while."""
@@ -184,13 +247,14 @@ class Worker:
         thread.start()
         return ended.set
 
-    async def _pass_on_cancels(self) -> None:
+    async def _pass_on_stops(self) -> None:
         running = {attempt.job.id: attempt for attempt in self.attempts.values()}
         if not running:
             return
         try:
-            for job in await asyncio.to_thread(self.tools.store.cancel_requests, list(running)):
-                running[job].ask(Stop.cancel)
+            stops = await asyncio.to_thread(self.tools.store.stop_requests, list(running))
+            for job, cancelled in stops.items():
+                running[job].ask(Stop.cancel if cancelled else Stop.preempt)
         except Unavailable:
             pass  # the heartbeat brings it too
 
@@ -199,6 +263,8 @@ class Worker:
     def _state(self) -> str:
         if self.draining.is_set():
             return "draining"
+        if self.health.sick:
+            return "sick"
         if not self._ready:
             return "waiting"
         return "busy" if self.attempts else "idle"
@@ -210,7 +276,8 @@ class Worker:
             now = state, slots, running = self._state(), self.slots, len(self.attempts)
             if now != told or time.monotonic() - last > ALIVE_SECONDS:
                 with contextlib.suppress(ServiceError):
-                    await asyncio.to_thread(self.tools.store.report_worker, self.name, state, slots, running)
+                    report = (state, slots, running, self.node)
+                    await asyncio.to_thread(self.tools.store.report_worker, self.name, *report)
                     last, told = time.monotonic(), now
             await asyncio.sleep(0.5)
 
@@ -265,7 +332,7 @@ class Worker:
         logger.warning("handing over without the last checkpoint", extra={"jobs": [lease.job.id for lease in leases]})
         for task in late:
             task.cancel()
-        releases = [persistently(self.tools.store.release, lease) for lease in leases]
+        releases = [persistently(self.tools.store.ended, lease, HANDED_OVER) for lease in leases]
         try:
             async with asyncio.timeout(limit / 3):
                 await asyncio.gather(*releases, return_exceptions=True)
@@ -277,9 +344,11 @@ async def serve(settings: Settings, triton=None) -> None:
     """Run a worker with the real tools until SIGTERM or SIGINT."""
     from service.worker.triton import TritonGenerator
 
-    store = JobStore.from_settings(settings)
+    store = JobStore.from_settings(settings, connections=1)
     generator = triton or TritonGenerator(settings.triton_url)
-    worker = Worker(Tools(store, Storage(settings.storage, settings.storage_endpoint_url), generator, settings))
+    worker = Worker(tools_for(settings, store, generator))
+    if settings.worker_metrics_port:
+        serve_status(settings.worker_metrics_port, worker)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, worker.drain)
     try:
@@ -300,10 +369,6 @@ def main() -> int:
             settings.metrics_dir.mkdir(parents=True, exist_ok=True)
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_dir)
         setup(settings.log_level)
-        if settings.worker_metrics_port:
-            from prometheus_client import start_http_server
-
-            start_http_server(settings.worker_metrics_port)
         asyncio.run(serve(settings))
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -23,6 +23,7 @@ class FakeTriton:
         self.steps_done: list[tuple[str, int]] = []
         self.stopped_at: dict[str, float] = {}
         self.break_at: dict[str, int] = {}  # prompt -> step at which the attempt breaks, once
+        self.break_with: Exception = GenerationFailed("the stub died")
         self.error: Exception | None = None
         self._slots = asyncio.Semaphore(slot_count)
 
@@ -60,10 +61,11 @@ class FakeTriton:
                 _write(folder / "preview.webp", b"RIFF" + bytes([step % 256]))
             if self.break_at.get(request["prompt"]) == step:
                 del self.break_at[request["prompt"]]
-                raise GenerationFailed("the stub died")
+                raise self.break_with
         frames = np.full(
             (request["num_frames"], request["height"], request["width"], 3), request["seed"] % 256, np.uint8
         )
+        frames[:, 0] = 255  # a healthy device draws no frames that are all alike
         seconds = {"text_encoder": 0.01, "denoise": steps * self.step_seconds, "vae_decoder": 0.01}
         info = {"seed": request["seed"], "steps": steps, "steps_computed": steps - (resumed or 0), "steps_skipped": 0,
                 "resumed_from": resumed, "fps": 16, "seconds": seconds}  # fmt: skip

@@ -13,9 +13,8 @@ import uvicorn
 
 from service.api.app import create_app
 from service.settings import Settings
-from service.storage import Storage
 from service.store import JobStore, NewJob
-from service.worker.attempt import Tools
+from service.worker.attempt import tools_for
 from service.worker.worker import Worker
 from tests.service.fake_triton import FakeTriton
 
@@ -76,9 +75,7 @@ class WorkerThread:
     async def _main(self) -> None:
         store = JobStore.from_settings(self.settings)
         self.loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        self.worker = Worker(
-            Tools(store, Storage(self.settings.storage, self.settings.storage_endpoint_url), self.triton, self.settings)
-        )
+        self.worker = Worker(tools_for(self.settings, store, self.triton))
         with contextlib.suppress(asyncio.CancelledError):
             await self.worker.run()
         store.close()
@@ -121,8 +118,8 @@ def wait_for(client: httpx.Client, job_id: str, *statuses: str, seconds: float =
     raise AssertionError(f"still {video} after {seconds} s, expected {wanted}")
 
 
-def submit(store, **more):
-    return store.submit(NewJob("anonymous", REQUEST | more, cost=1.0))[0].id
+def submit(store, priority=1, **more):
+    return store.submit(NewJob("anonymous", REQUEST | more, cost=1.0, priority=priority))[0].id
 
 
 def until(check, seconds=15.0):

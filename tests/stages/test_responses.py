@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from contract.faults import untagged
 from stages.device import NotFinite
-from stages.responses import answer
+from stages.responses import answer, triton_error
 from stages.run_directory import CheckpointRefused
 from tests.stages.requests import Request
 from wan.errors import Cancelled, InvalidRequest
@@ -44,6 +45,21 @@ def test_an_error_becomes_an_answer_with_its_code_and_message(error, code):
     (response,) = answer(Backend, [Request({})], handle)
     assert response.error.code == code
     assert str(error) in response.error.message
+
+
+@pytest.mark.parametrize(
+    ("error", "tag"),
+    [
+        (InvalidRequest("LATENTS", "NaN", "finite numbers"), "between_stages"),
+        (CheckpointRefused("another fingerprint"), "checkpoint_refused"),
+        (NotFinite("the latents are NaN"), "not_finite"),
+        (MemoryError(), "out_of_memory"),
+        (RuntimeError("the stub died"), "stage_broke"),
+        (InvalidRequest("WIDTH", 17, "a multiple of 16"), None),
+    ],
+)
+def test_an_error_that_is_not_the_callers_says_what_broke(error, tag):
+    assert untagged(triton_error(Backend, error).message)[0] == tag
 
 
 def test_one_bad_request_does_not_spoil_the_others():

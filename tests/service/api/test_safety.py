@@ -1,12 +1,15 @@
 """What must be refused, and how it is said."""
 
 import hashlib
+import json
 import socket
 import time
 
 import httpx
 import pytest
 
+from service.errors import Fault
+from service.store import JobStore, Loss
 from tests.service.running import gateway, settings_for
 
 REFUSED = [
@@ -267,3 +270,24 @@ def test_too_much_work_in_one_job_is_refused(tmp_path):
         answer = httpx.post(f"{url}/v1/videos", json={"prompt": "x", "steps": 1000, "size": "1024x1024"})
     assert answer.status_code == 400
     assert "predicted GPU-seconds" in answer.json()["error"]["message"]
+
+
+def test_only_an_admin_key_sees_how_attempts_ended(tmp_path):
+    keys = [{"name": "root", "sha256": digest("kr"), "admin": True}, {"name": "alice", "sha256": digest("ka")}]
+    file = tmp_path / "keys.json"
+    file.write_text(json.dumps(keys))
+    settings = settings_for(tmp_path, api_keys_file=file)
+    with gateway(settings) as url, httpx.Client(base_url=url, timeout=30) as client:
+        alice, root = ({"Authorization": f"Bearer {key}"} for key in ("ka", "kr"))
+        job = client.post("/v1/videos", json={"prompt": "x", "steps": 2}, headers=alice).json()
+        store = JobStore.from_settings(settings)
+        store.report_worker("w1", "busy", 1, 1, "node-3")
+        store.ended(store.lease("w1"), Loss(Fault.worker, "device_error", "the GPU broke", "GPU-1"))
+        assert client.get(f"/v1/videos/{job['id']}/attempts", headers=alice).status_code == 403
+        assert client.get("/v1/videos/video_0/attempts", headers=root).status_code == 404
+        (attempt,) = client.get(f"/v1/videos/{job['id']}/attempts", headers=root).json()["data"]
+        assert 'wan_attempts_lost_total{fault="worker"} 1' in client.get("/metrics", headers=root).text
+        store.close()
+    shown = {"number": 1, "fault": "worker", "code": "device_error", "gpu": "GPU-1", "worker": "w1", "node": "node-3"}
+    assert shown.items() <= attempt.items()
+    assert attempt["counted"] is False

@@ -1,6 +1,10 @@
 """Jobs for the tests of the store, and time that passes."""
 
-from service.store import NewJob
+from service.errors import Fault
+from service.store import Loss, NewJob
+
+BROKE = Loss(Fault.worker, "device_error", "the GPU broke")
+REJECTED = Loss(Fault.job, "invalid_value", "WIDTH is 17")
 
 
 def new(owner="alice", cost=10.0, prompt="a red circle", **more):

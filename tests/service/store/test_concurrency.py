@@ -10,7 +10,9 @@ from sqlalchemy import func, select
 
 from service.errors import Conflict, DeadlineUnreachable, IdempotencyMismatch, LeaseLost, NotFound, QueueFull
 from service.store import JobStore, NewJob, Progress
+from service.store.faults import HANDED_OVER
 from service.store.schema import IS_QUEUED, flows, jobs, owners
+from tests.service.store.making import BROKE, REJECTED
 
 EXPECTED = (Conflict, DeadlineUnreachable, IdempotencyMismatch, LeaseLost, NotFound, QueueFull)
 
@@ -111,9 +113,9 @@ def work(store, rng, name):
         return
     ways = {
         "complete": lambda: complete(store, lease),
-        "fail": lambda: store.fail(lease, "x", "y"),
-        "reject": lambda: store.fail(lease, "x", "y", retry=False),
-        "release": lambda: store.release(lease),
+        "fail": lambda: store.ended(lease, BROKE),
+        "reject": lambda: store.ended(lease, REJECTED),
+        "release": lambda: store.ended(lease, HANDED_OVER),
         "die": lambda: None,
     }
     ways[rng.choices(list(ways), (10, 1, 1, 1, 1))[0]]()
@@ -207,7 +209,7 @@ def test_many_sweepers_take_a_lost_job_back_once(store, clock):
         clock.advance(7)
         together(*[store.sweep] * 4, *[lambda: store.lease("w")] * 4)
     found = [(job.status, job.attempts, job.fence) for job in store.page(None, limit=50)[0]]
-    assert found == [("queued", 1, 1)] * 20
+    assert found == [("queued", 0, 1)] * 20
     assert_counts_match_rows(store)
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from service.errors import LeaseLost
 from service.store import Progress
-from tests.service.store.making import new, pass_seconds, run, submit
+from service.store.faults import HANDED_OVER
+from tests.service.store.making import BROKE, REJECTED, new, pass_seconds, run, submit
 
 
 def test_an_expired_lease_goes_to_another_worker_and_the_first_can_write_nothing(store, clock):
@@ -12,8 +13,6 @@ def test_an_expired_lease_goes_to_another_worker_and_the_first_can_write_nothing
     stale = store.lease("w1")
     store.heartbeat(stale, Progress(step=7, steps=20, checkpoint_key="c", checkpoint_step=6))
     pass_seconds(store, clock, 21)
-    assert store.lease("w2") is None  # a short pause before the second attempt
-    clock.advance(2)
     fresh = store.lease("w2")
     assert fresh.job.id == job.id
     assert fresh.fence == stale.fence + 1
@@ -21,9 +20,9 @@ def test_an_expired_lease_goes_to_another_worker_and_the_first_can_write_nothing
     for write in (
         lambda: store.heartbeat(stale, Progress(step=9)),
         lambda: run(store, stale),
-        lambda: store.fail(stale, "x", "y"),
+        lambda: store.ended(stale, BROKE),
         lambda: store.cancelled(stale),
-        lambda: store.release(stale),
+        lambda: store.ended(stale, HANDED_OVER),
     ):
         with pytest.raises(LeaseLost):
             write()
@@ -40,14 +39,58 @@ def test_a_late_heartbeat_keeps_a_job_that_nobody_took(store, clock):
     assert run(store, lease) == "completed"
 
 
-def test_the_third_lost_attempt_fails_the_job(store, clock):
+def test_a_job_that_never_advances_fails_after_its_tenth_lost_attempt(store, clock):
     (job,) = submit(store, clock)
-    for _ in range(3):
+    for _ in range(10):
         assert store.lease("w") is not None
         pass_seconds(store, clock, 60)
     failed = store.get(job.id)
-    assert (failed.status, failed.error_code, failed.attempts) == ("failed", "worker_lost", 3)
+    assert (failed.status, failed.error_code, failed.losses) == ("failed", "worker_lost", 9)
     assert store.lease("w") is None
+
+
+def test_losses_after_progress_never_fail_a_job(store, clock):
+    (job,) = submit(store, clock)
+    for step in range(1, 30):
+        lease = store.lease("w")
+        store.heartbeat(lease, Progress(step=step, checkpoint_key=f"c{step}", checkpoint_step=step))
+        pass_seconds(store, clock, 60)
+    assert (store.get(job.id).status, store.get(job.id).attempts) == ("queued", 0)
+
+
+def test_a_worker_whose_lease_ran_out_completes_its_job_if_nobody_took_it(store, clock):
+    (job,) = submit(store, clock)
+    lease = store.lease("w1")
+    pass_seconds(store, clock, 60)
+    assert store.get(job.id).status == "queued"
+    assert run(store, lease) == "completed"
+    assert (store.get(job.id).attempts, store.history(job.id), store.stats()["queued"]) == (1, [], {0: 0, 1: 0, 2: 0})
+    assert run(store, lease) == "completed"  # said twice
+
+
+def test_a_heartbeat_takes_up_a_lease_that_ran_out_but_not_one_that_was_given_back(store, clock):
+    lost, given_back = submit(store, clock, new(), new())
+    leases = store.lease("w1"), store.lease("w1")
+    store.ended(leases[1], HANDED_OVER)
+    pass_seconds(store, clock, 60)
+    assert [store.get(job.id).status for job in (lost, given_back)] == ["queued", "queued"]
+    assert store.heartbeat(leases[0]) is False
+    assert store.get(lost.id).status == "in_progress"
+    with pytest.raises(LeaseLost):
+        store.heartbeat(leases[1])
+
+
+def test_leases_of_living_workers_outlive_three_outages_in_a_row(store, clock):
+    (job,) = submit(store, clock)
+    lease = store.lease("w")
+    store.sweep()
+    for _ in range(3):
+        clock.advance(30)  # nobody can say anything
+        store.sweep()
+        clock.advance(1)
+        store.sweep()
+    assert store.heartbeat(lease) is False
+    assert (store.get(job.id).status, store.get(job.id).fence, store.history(job.id)) == ("in_progress", 1, [])
 
 
 def test_a_handed_over_job_keeps_its_place_and_its_attempts(store, clock):
@@ -55,7 +98,7 @@ def test_a_handed_over_job_keeps_its_place_and_its_attempts(store, clock):
     for _ in range(5):
         lease = store.lease("w")
         assert lease.job.id == first.id
-        store.release(lease)
+        store.ended(lease, HANDED_OVER)
     assert store.get(first.id).attempts == 0
 
 
@@ -107,7 +150,7 @@ def test_a_clock_that_is_set_takes_no_job_from_a_living_worker_and_frees_that_of
 
 def test_a_pause_between_attempts_outlives_no_clock_that_is_set_back(store, clock):
     (job,) = submit(store, clock)
-    store.fail(store.lease("w"), "x", "y")
+    store.ended(store.lease("w"), BROKE)
     assert store.lease("w") is None
     clock.advance(-600)
     assert store.lease("w").job.id == job.id
@@ -128,7 +171,7 @@ def test_a_job_that_was_handed_over_shows_the_step_of_its_checkpoint(store, cloc
     (job,) = submit(store, clock)
     lease = store.lease("w")
     store.heartbeat(lease, Progress(step=9, steps=20, checkpoint_key="c", checkpoint_step=8))
-    store.release(lease)
+    store.ended(lease, HANDED_OVER)
     assert store.get(job.id).step == 8
     assert store.lease("w").job.step == 8
 
@@ -138,7 +181,7 @@ def test_finished_jobs_with_stored_checkpoints_are_named_until_these_are_removed
     lease = store.lease("w")
     store.heartbeat(lease, Progress(checkpoint_key="c", checkpoint_step=8))
     assert store.with_leftovers() == []
-    store.fail(lease, "x", "y", retry=False)
+    store.ended(lease, REJECTED)
     assert store.with_leftovers() == [job.id]
     store.leftovers_removed(job.id)
     assert store.with_leftovers() == []

@@ -12,6 +12,7 @@ from service.store.migrations import MIGRATIONS, migrate
 from service.store.schema import metadata
 
 MORE = [*MIGRATIONS, ("ALTER TABLE workers ADD COLUMN zone TEXT",)]
+FAR = [*MORE, ("ALTER TABLE workers ADD COLUMN shelf TEXT",)]
 
 
 def test_the_migrations_make_the_tables_that_the_code_reads(database_url):
@@ -22,7 +23,7 @@ def test_the_migrations_make_the_tables_that_the_code_reads(database_url):
     store.close()
 
 
-def test_an_older_database_keeps_its_jobs_and_a_newer_one_is_refused(database_url):
+def test_an_older_database_keeps_its_jobs_and_one_of_the_release_after_the_next_is_refused(database_url):
     store = JobStore(database_url)
     job, _ = store.submit(NewJob("alice", {"prompt": "kept", "steps": 1}, 1.0))
     with store.database.write() as conn:
@@ -31,6 +32,12 @@ def test_an_older_database_keeps_its_jobs_and_a_newer_one_is_refused(database_ur
         conn.execute(text("UPDATE workers SET zone = 'a'"))
     assert store.get(job.id).request["prompt"] == "kept"
     store.close()
+    beside = JobStore(database_url)  # this release while the next one has begun, and after it was undone
+    assert beside.version == len(MORE)
+    assert beside.complete(beside.lease("w"), "k", 1, {}) == "completed"
+    with beside.database.write() as conn:
+        migrate(conn, FAR)
+    beside.close()
     with pytest.raises(SettingsError, match="run a newer release"):
         JobStore(database_url)
 

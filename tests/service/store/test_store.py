@@ -7,12 +7,13 @@ import pytest
 from service.errors import (
     Conflict,
     DeadlineUnreachable,
+    Fault,
     IdempotencyMismatch,
     InvalidRequest,
     NotFound,
     QueueFull,
 )
-from service.store import JobStore, Priority, Progress
+from service.store import JobStore, Loss, Priority, Progress
 from service.store.queueing import Limits
 from tests.service.store.making import new, run, submit
 
@@ -104,7 +105,7 @@ def test_two_workers_never_lease_the_same_job(store, clock):
 
 def test_a_rejected_request_fails_without_another_attempt(store, clock):
     (job,) = submit(store, clock)
-    assert store.fail(store.lease("w"), "invalid_value", "WIDTH is 17", retry=False) == "failed"
+    assert store.ended(store.lease("w"), Loss(Fault.job, "invalid_value", "WIDTH is 17")) == "failed"
     assert store.get(job.id).error_message == "WIDTH is 17"
 
 

@@ -49,8 +49,11 @@ def test_a_bad_option_is_rejected_by_name(triton, option, named):
 @pytest.mark.parametrize(
     ("message", "whose"),
     [
-        ("LATENTS is 'NaN or infinity'; allowed: finite numbers", GenerationFailed),
-        ("in ensemble 'wan', NEGATIVE_CONTEXT is 'NaN or infinity'; allowed: finite numbers", GenerationFailed),
+        ("[wan:between_stages] LATENTS is 'NaN or infinity'; allowed: finite numbers", GenerationFailed),
+        (
+            "in ensemble 'wan', [wan:between_stages] NEGATIVE_CONTEXT is 'NaN or infinity'; allowed: finite numbers",
+            GenerationFailed,
+        ),
         ("in ensemble 'wan', PROMPT is 'LATENTS is'; allowed: less", GenerationRejected),
         ("WIDTH is 17; allowed: a multiple of 16", GenerationRejected),
     ],

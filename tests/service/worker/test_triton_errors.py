@@ -11,6 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from service.errors import (
     CheckpointRefused,
+    Fault,
     GenerationCancelled,
     GenerationFailed,
     GenerationRejected,
@@ -68,7 +69,7 @@ def test_a_server_that_is_killed_is_named_as_such_and_not_by_its_socket():
         ("UNAVAILABLE", "failed to connect to all addresses", ServerStopped),
         ("INTERNAL", "Received RST_STREAM with error code 2", ServerStopped),
         ("INTERNAL", "Stub process 'denoise_0_0' is not healthy.", StageHung),
-        ("INVALID_ARGUMENT", "checkpoint.safetensors of request x cannot be read", CheckpointRefused),
+        ("INVALID_ARGUMENT", "[wan:checkpoint_refused] it cannot be read", CheckpointRefused),
         ("INVALID_ARGUMENT", "WIDTH is 17", GenerationRejected),
         ("CANCELLED", "stopped before step 3", GenerationCancelled),
         ("INTERNAL", "out of memory", GenerationFailed),
@@ -76,3 +77,10 @@ def test_a_server_that_is_killed_is_named_as_such_and_not_by_its_socket():
 )
 def test_each_failure_has_its_own_class(status, message, kind):
     assert type(_translated(InferenceServerException(message, f"StatusCode.{status}"))) is kind
+
+
+def test_what_broke_and_on_which_gpu_is_read_from_the_tag_and_not_shown():
+    message = "in ensemble 'wan', [wan:device_error GPU-12ab-34] RuntimeError: an illegal memory access"
+    error = _translated(InferenceServerException(message, "StatusCode.INTERNAL"))
+    assert (error.code, error.gpu, error.fault) == ("device_error", "GPU-12ab-34", Fault.worker)
+    assert str(error) == "in ensemble 'wan', RuntimeError: an illegal memory access (INTERNAL)"
