@@ -98,7 +98,7 @@ class Gateway:
         """Price, admit and store a job; (job, False) when the idempotency key was used before."""
         priority = caller.allow(request.priority, "priority" in request.model_fields_set)
         if request.webhook_url is not None:
-            webhooks.check_url(request.webhook_url, self.settings.webhook_allow_private)
+            webhooks.check_url(request.webhook_url, self.settings.webhook_allow_private, self.settings.ports)
         values = request.resolve(self.card, self.settings.model_name)
         if request.seed is None and idempotency_key is not None:
             # a repetition must be recognised as the same request although its seed would be drawn anew
