@@ -89,5 +89,5 @@ def test_every_alert_has_its_place_in_the_runbook():
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     assert set(sections) == set(ALERTS)
     for name, rule in ALERTS.items():
-        assert rule["annotations"]["runbook"] == f"k8s/components/monitoring/runbook.md#{name.lower()}"
+        assert rule["annotations"]["runbook_url"].endswith(f"/components/monitoring/runbook.md#{name.lower()}")
         assert {"**Means**", "**Look**", "**Do**"} <= set(re.findall(r"\*\*\w+\*\*", sections[name])), name
