@@ -72,7 +72,9 @@ class Settings(BaseSettings):
     max_streams: int = Field(2000, ge=1)  # event streams of one gateway; a key may hold half of them
     webhook_secret: str = ""
     webhook_allow_private: bool = False
-    webhook_ports: str = Field("", pattern=r"^(\d{1,5}(,\d{1,5})*)?$")  # "443,8443": what the network lets through; "": any
+    webhook_ports: str = Field(
+        "", pattern=r"^(\d{1,5}(,\d{1,5})*)?$"
+    )  # "443,8443": what the network lets through; "": any
     webhook_attempts: int = Field(8, ge=1, le=20)
     log_prompts: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

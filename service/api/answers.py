@@ -97,6 +97,8 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "wan"
+    variant: str
+    workers: int  # that serve it now; with none, jobs wait for the autoscaler
     defaults: dict
     limits: dict
 
@@ -114,13 +116,13 @@ def percent(job: Job) -> int:
     return min(99, share + {"decode": 2, "encode": 6}.get(job.phase or "", 0))
 
 
-def video(job: Job, estimate: Estimate | None, model: str) -> Video:
+def video(job: Job, estimate: Estimate | None) -> Video:
     """The answer for one job."""
     request, info = job.request, job.info or {}
     done = job.status == COMPLETED
     return Video(
         id=job.id,
-        model=model,
+        model=job.model,
         status=job.status,
         progress=percent(job),
         created_at=int(job.created_at),

@@ -47,6 +47,14 @@ MIGRATIONS: list[tuple[str, ...]] = [
         "CREATE INDEX jobs_worker ON jobs (worker) WHERE status = 'in_progress'",
         "CREATE INDEX jobs_checkpoint ON jobs (status) WHERE checkpoint_key IS NOT NULL",
     ),
+    (
+        "ALTER TABLE jobs ADD COLUMN model TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE workers ADD COLUMN model TEXT NOT NULL DEFAULT ''",
+        "CREATE INDEX jobs_model ON jobs (model, level, owner, turn, id) WHERE status = 'queued'",
+        "CREATE TABLE models (name TEXT PRIMARY KEY, card TEXT NOT NULL, costs TEXT NOT NULL, announced_at DOUBLE PRECISION NOT NULL)",
+        "CREATE TABLE calibrations (model TEXT PRIMARY KEY, log_ratio DOUBLE PRECISION NOT NULL, samples INTEGER NOT NULL)",
+        "INSERT INTO calibrations (model, log_ratio, samples) SELECT '', log_ratio, samples FROM calibration",
+    ),
 ]
 
 

@@ -2,7 +2,7 @@
 
 A transaction of PostgreSQL locks rows in this order, so that no two of them wait for each other:
 
-    clock → one job → its owner → flows of that owner → outbox → counters → calibration
+    clock → one job → its owner → flows of that owner → outbox → counters → calibrations
 
 It changes one job; what concerns many jobs (upkeep) takes a transaction for each. Only `upkeep.look_at_clock` locks several
 jobs, and it locks nothing after them. Locks that are taken with SKIP LOCKED wait for nobody and may be taken at any place.
@@ -10,22 +10,22 @@ Should PostgreSQL roll a transaction back all the same, `Database.transact` runs
 """
 
 import functools
-import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, delete, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import InvalidRequest, NotFound
-from service.store import estimates, leases, outbox, queueing, shares, upkeep
+from service.store import estimates, leases, models, outbox, queueing, shares, upkeep
 from service.store.database import Database
 from service.store.finishing import finish, settle
 from service.store.jobs import CANCELLED, COMPLETED, QUEUED, TERMINAL, Estimate, Job, Lease, NewJob, Progress
 from service.store.migrations import migrate
 from service.store.queueing import Limits
-from service.store.schema import calibration, counters, jobs, workers
+from service.store.schema import IS_QUEUED, counters, jobs, workers
 
 CROWD_SECONDS = 0.5
 
@@ -56,12 +56,13 @@ class JobStore:
         retention: float = 7 * 86400,
         priority_ageing: float = 1800,
         clock: Callable[[], float] | None = None,
+        model: str = "wan",
     ):
         self.database = Database(url, clock)
         self.limits, self.lease_seconds, self.max_attempts = limits or Limits(), lease_seconds, max_attempts
         self.retention, self.priority_ageing = retention, priority_ageing
-        self._crowd: estimates.Crowd | None = None
-        self._crowd_seen = -CROWD_SECONDS
+        self.model = model  # of jobs that name none, and of the worker that has this store
+        self._crowds: dict[str, tuple[float, estimates.Crowd]] = {}  # model -> when it was looked at, what was seen
         self.version = self.database.transact(migrate)
 
     @classmethod
@@ -73,6 +74,7 @@ class JobStore:
             max_attempts=settings.max_attempts,
             retention=settings.retention_seconds,
             priority_ageing=settings.priority_ageing_seconds,
+            model=settings.model_name,
         )
 
     def close(self) -> None:
@@ -85,6 +87,7 @@ class JobStore:
         limits = self.limits
         if max_queued is not None:
             limits = Limits(limits.max_queued, min(max_queued, limits.max_queued_per_owner), limits.ageing)
+        new = new if new.model else replace(new, model=self.model)
         try:
             return self._submit(new, limits)
         except IntegrityError:  # the same idempotency key won a race
@@ -111,9 +114,14 @@ class JobStore:
             if job.done:
                 return job, None
             now = self.database.now(conn)
-            if job.status == QUEUED and time.monotonic() - self._crowd_seen > CROWD_SECONDS:
-                self._crowd, self._crowd_seen = estimates.Crowd.load(conn, now), time.monotonic()
-            return job, estimates.of_job(conn, now, job, self._crowd)
+            return job, estimates.of_job(conn, now, job, self._crowd(conn, now, job) if job.status == QUEUED else None)
+
+    def _crowd(self, conn: Connection, now: float, job: Job) -> estimates.Crowd:
+        seen, crowd = self._crowds.get(job.model, (-CROWD_SECONDS, None))
+        if crowd is None or time.monotonic() - seen > CROWD_SECONDS:
+            crowd = estimates.Crowd.load(conn, now, job.model)
+            self._crowds[job.model] = (time.monotonic(), crowd)
+        return crowd
 
     def changes_of(self, job_ids: list[str]) -> dict[str, float]:
         """When each of these jobs changed last."""
@@ -170,8 +178,8 @@ class JobStore:
 
     @transaction(durable=False)
     def lease(self, conn: Connection, worker: str) -> Lease | None:
-        """The next job, owned by `worker` for `lease_seconds`; None when nothing waits."""
-        taken = leases.lease(conn, self.database.now(conn), worker, self.lease_seconds)
+        """The next job of this store's model, owned by `worker` for `lease_seconds`; None when nothing waits."""
+        taken = leases.lease(conn, self.database.now(conn), worker, self.model, self.lease_seconds)
         if taken is not None:
             self.database.notify(conn, "leased", taken.job.id)
         return taken
@@ -236,7 +244,10 @@ class JobStore:
     def anything_waits(self) -> bool:
         """Whether a lease may succeed; cheaper than trying, because it takes no write lock."""
         with self.database.read() as conn:
-            return shares.waiting(conn) > 0
+            return (
+                conn.execute(select(jobs.c.id).where(IS_QUEUED, jobs.c.model == self.model).limit(1)).first()
+                is not None
+            )
 
     def cancel_requests(self, job_ids: list[str]) -> set[str]:
         """Those of the jobs that shall be cancelled."""
@@ -268,6 +279,7 @@ class JobStore:
     def report_worker(self, conn: Connection, worker: str, state: str, slots: int, busy: int) -> None:
         """Tell that the worker lives; state is idle, busy, draining or waiting (its Triton is not ready)."""
         values = {"state": state, "slots": slots, "busy": busy, "seen_at": self.database.now(conn)}
+        values["model"] = self.model
         shares.upsert(conn, workers, {"id": worker, **values}, ["id"], values)
 
     @transaction(durable=False)
@@ -290,6 +302,7 @@ class JobStore:
         now = self.database.now(conn)
         upkeep.look_at_clock(conn, now, self.lease_seconds)
         upkeep.drop_dead_workers(conn, now)
+        models.adopt(conn, self.model)
 
     def _one_by_one(self, change: Callable[[Connection, float], str | None]) -> list[str]:
         """`change` a batch of jobs, each in a transaction of its own, until it finds none."""
@@ -319,18 +332,32 @@ class JobStore:
     def forget(self, conn: Connection, job_ids: list[str]) -> None:
         upkeep.forget(conn, job_ids)
 
-    def stats(self, slot_seconds: float = 180.0) -> dict:
-        """What the metrics and the page show of the whole queue; `slot_seconds`: see `Settings`."""
+    @transaction(durable=False)
+    def announce(self, conn: Connection, card: dict, costs: dict) -> None:
+        """Say what this store's model can do and costs; see `models`."""
+        models.announce(conn, self.database.now(conn), self.model, card, costs)
+
+    def announced(self) -> dict[str, tuple[dict, dict]]:
+        """Card and costs of every model that workers ever announced, by name."""
         with self.database.read() as conn:
-            numbers = estimates.stats(conn, self.database.now(conn), slot_seconds)
+            return models.announced(conn)
+
+    def live_workers(self) -> dict[str, int]:
+        """Workers of each model that were seen lately."""
+        with self.database.read() as conn:
+            return models.live_workers(conn, self.database.now(conn))
+
+    def stats(self, slot_seconds: float = 180.0, model: str | None = None) -> dict:
+        """What the metrics show of one model's queue, and all finished jobs; `slot_seconds`: see `Settings`."""
+        with self.database.read() as conn:
+            numbers = estimates.stats(conn, self.database.now(conn), model or self.model, slot_seconds)
             numbers["finished"] = {name.removeprefix("jobs_"): value for name, value in conn.execute(select(counters))}
             return numbers
 
-    def cost_factor(self) -> float:
-        """How much longer jobs really take than the formula says; 1 before the first one."""
+    def cost_factors(self) -> dict[str, float]:
+        """How much longer jobs of a model really take than the formula says; none before its first one."""
         with self.database.read() as conn:
-            value = conn.execute(select(calibration.c.log_ratio)).scalar()
-        return math.exp(value) if value is not None else 1.0
+            return models.factors(conn)
 
     def ping(self) -> None:
         """Unavailable when the database does not answer."""

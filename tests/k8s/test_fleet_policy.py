@@ -83,7 +83,9 @@ def test_nobody_gets_in_without_a_key(overlay):
     gateway = container(overlay, "Deployment/wan-gateway", "gateway")
     path = {variable["name"]: variable.get("value") for variable in gateway["env"]}["WAN_API_KEYS_FILE"]
     mount = next(mount for mount in gateway["volumeMounts"] if path.startswith(mount["mountPath"] + "/"))
-    volume = next(v for v in pod_spec(named(overlay, "Deployment", "wan-gateway"))["volumes"] if v["name"] == mount["name"])
+    volume = next(
+        v for v in pod_spec(named(overlay, "Deployment", "wan-gateway"))["volumes"] if v["name"] == mount["name"]
+    )
     assert volume["secret"]["secretName"] == "wan-api-keys"
     assert "optional" not in volume["secret"]
     assert [item["path"] for item in volume["secret"]["items"]] == [path.rsplit("/", 1)[1]]
@@ -134,7 +136,9 @@ def test_workload_identity_needs_no_keys(tmp_path):
     items = with_component("one-gpu", "workload-identity-eks", tmp_path)
     accounts = {i["metadata"]["name"]: i["metadata"] for i in items if i["kind"] == "ServiceAccount"}
     assert all("eks.amazonaws.com/role-arn" in accounts[name]["annotations"] for name in ("wan-gateway", "wan-triton"))
-    policy = next(i["spec"] for i in items if i["kind"] == "NetworkPolicy" and i["metadata"]["name"] == "wan-pod-identity")
+    policy = next(
+        i["spec"] for i in items if i["kind"] == "NetworkPolicy" and i["metadata"]["name"] == "wan-pod-identity"
+    )
     assert policy["egress"] == [
         {"to": [{"ipBlock": {"cidr": "169.254.170.23/32"}}], "ports": [{"port": 80, "protocol": "TCP"}]}
     ]
@@ -164,7 +168,9 @@ def test_an_image_may_be_named_by_its_digest(tmp_path):
     for item in render(str(tmp_path / "k8s/overlays/one-gpu")):
         if item["kind"] == "Deployment":
             pod = item["spec"]["template"]["spec"]
-            assert all(c["image"].endswith(f"@sha256:{'a' * 64}") for c in pod["containers"] + pod.get("initContainers", []))
+            assert all(
+                c["image"].endswith(f"@sha256:{'a' * 64}") for c in pod["containers"] + pod.get("initContainers", [])
+            )
 
 
 @pytest.mark.parametrize("overlay", ["one-gpu/engines", "eight-gpu/engines"])

@@ -44,7 +44,11 @@ def test_a_misspelt_field_is_refused():
 
 @pytest.mark.parametrize(
     ("overlay", "kind", "field"),
-    [("one-gpu", "ScaledObject", "minReplicas"), ("eight-gpu", "Cluster", "replicas"), ("one-gpu", "PodMonitor", "port")],
+    [
+        ("one-gpu", "ScaledObject", "minReplicas"),
+        ("eight-gpu", "Cluster", "replicas"),
+        ("one-gpu", "PodMonitor", "port"),
+    ],
 )
 def test_a_misspelt_field_of_an_operator_is_refused(overlay, kind, field):
     item = of_kind(overlay, kind)[0]
