@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     priority_ageing_seconds: Seconds = 1800  # after this wait a job is treated one priority higher
     max_body_bytes: int = Field(1_000_000, ge=1024)
     sync_timeout_seconds: Seconds = 14400
-    slot_seconds: Seconds = 180  # autoscaling: as much predicted work makes a denoise slot worth having
+    slot_seconds: Seconds = 120  # autoscaling: as much predicted work makes a denoise slot worth having
 
     # jobs
     max_attempts: int = Field(3, ge=1, le=20)
