@@ -79,7 +79,9 @@ class Worker:
         """Give back at once what an earlier process of this name had leased, and stop what it left running in Triton."""
         while not self.draining.is_set():
             try:
-                await asyncio.to_thread(announce, self.tools.store, self.settings)
+                await asyncio.to_thread(
+                    self.tools.store.announce, self.settings.card.to_dict(), asdict(self.settings.costs)
+                )
                 lost = await asyncio.to_thread(self.tools.store.take_back, self.name)
                 if lost:
                     logger.info("leases of an earlier process given back", extra={"jobs": lost})
@@ -275,11 +277,6 @@ class Worker:
             logger.warning("the database is away; the leases run out, which is not counted after such an absence")
 
 
-def announce(store: JobStore, settings: Settings) -> None:
-    """Say what workers with these settings serve."""
-    store.announce(settings.card.to_dict(), asdict(settings.costs))
-
-
 async def serve(settings: Settings, triton=None) -> None:
     """Run a worker with the real tools until SIGTERM or SIGINT."""
     from service.worker.triton import TritonGenerator
@@ -311,11 +308,6 @@ def main() -> int:
             from prometheus_client import start_http_server
 
             start_http_server(settings.worker_metrics_port)
-        if sys.argv[1:] == ["--announce"]:  # a pool of no replicas cannot, so its Job does
-            store = JobStore.from_settings(settings)
-            announce(store, settings)
-            store.close()
-            return 0
         asyncio.run(serve(settings))
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -128,6 +128,8 @@ def test_every_reference_exists(overlay):
             "dbname",
         }
     existing |= set(keys)
+    if overlay == "pool-14b":  # stands beside this one and shares its accounts and volumes
+        existing |= {(item["kind"], item["metadata"]["name"]) for item in render("one-gpu")}
     for workload in of_kind(overlay, *WORKLOADS):
         pod = pod_spec(workload)
         claimed = {template["metadata"]["name"] for template in workload["spec"].get("volumeClaimTemplates", [])}
@@ -356,6 +358,8 @@ def test_the_autoscaler_looks_at_its_own_namespace(overlay, tmp_path):
     scaled = next(i for i in render(str(tmp_path / "k8s/overlays" / overlay)) if i["kind"] == "ScaledObject")
     assert scaled["metadata"]["namespace"] == "another"
     triggers = {t["name"]: t["metadata"] for t in scaled["spec"]["triggers"]}
-    assert triggers["demand"]["query"] == 'max(wan_demand_slots{namespace="another"})'
-    assert triggers["busy"]["query"] == 'max(wan_workers{namespace="another",state="busy"})'
+    assert triggers["demand"]["query"] == 'max(wan_demand_slots{namespace="another",model="wan"})'
+    assert triggers["busy"]["query"] == (
+        'max(avg_over_time(wan_workers{namespace="another",model="wan",state="busy"}[5m]))'
+    )
     assert triggers["gateway"]["url"] == "http://wan-gateway.another.svc/metrics"

@@ -15,7 +15,7 @@ OPERATORS = ("keda.sh/", "monitoring.coreos.com/", "postgresql.cnpg.io/")
 
 
 def test_all_overlays_are_known():
-    assert set(OVERLAYS) == {*SERVING, "one-gpu/engines", "eight-gpu/engines"}
+    assert set(OVERLAYS) == {*SERVING, "pool-14b", "one-gpu/engines", "eight-gpu/engines"}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
