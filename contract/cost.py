@@ -86,12 +86,21 @@ class CostModel:
     def load(cls, path: Path) -> "CostModel":
         """The model of a file that `write` wrote; raises InvalidCard."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise InvalidCard(
+                f"{error!r}; allowed: a file that python -m wan.cost CHECKPOINT --out FILE wrote"
+            ) from None
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "CostModel":
+        """The model of what `asdict` gave; raises InvalidCard."""
+        try:
             needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
             known = {f.name: values[f.name] for f in fields(cls) if f.name in needed or f.name in values}
             plans = _plans(known.pop("plans", {}))
             return cls(**{name: float(value) for name, value in known.items()}, plans=plans)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             names = ", ".join(f.name for f in fields(cls))
             raise InvalidCard(
                 f"{error!r}; allowed: JSON with {names}, as python -m wan.cost CHECKPOINT --out FILE writes it"

@@ -40,6 +40,7 @@ COMMANDS = {
     "checkpoint-cost": ("drills.checkpoint_cost", "The share of the denoise loop that checkpoints take."),
     "overhead": ("drills.overhead", "The ensemble over gRPC against the pipeline in process."),
     "simulate": ("fleet.simulate", "Compare scaling rules on a simulated fleet."),
+    "frontier": ("fleet.frontier", "Cost of every scaling rule at equal wait, paired over seeds."),
     "plan": ("fleet.plan", "Turn a capacity and a traffic forecast into replicas and cost."),
 }
 

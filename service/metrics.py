@@ -42,8 +42,8 @@ def worker_metrics() -> WorkerMetrics:
     return WorkerMetrics()
 
 
-def store_metrics(stats: dict) -> str:
-    """The job store's numbers in the text format; `stats` of `JobStore.stats`."""
+def store_metrics(stats: dict[str, dict]) -> str:
+    """The job store's numbers in the text format; model -> `JobStore.stats`."""
     lines = []
 
     def family(name: str, kind: str, text: str, values: dict[str, float]) -> None:
@@ -51,27 +51,35 @@ def store_metrics(stats: dict) -> str:
         lines.extend(f"{name}{labels} {value:g}" if isinstance(value, float) else f"{name}{labels} {value}"
                      for labels, value in values.items())  # fmt: skip
 
-    finished = {status: stats["finished"].get(status, 0) for status in ("completed", "failed", "cancelled")}
+    def of_models(label: str, values) -> dict[str, float]:
+        """Samples of every model; `values` makes {label value: number} of a model's numbers."""
+        return {
+            f'{{model="{model}",{label}="{key}"}}': value
+            for model, numbers in stats.items()
+            for key, value in values(numbers).items()
+        }
+
+    of_all = next(iter(stats.values()))  # which holds what is not counted by model
+    finished = {status: of_all["finished"].get(status, 0) for status in ("completed", "failed", "cancelled")}
     family("wan_jobs_total", "counter", "Jobs that ended", _labelled("status", finished))
-    faults = {fault.value: stats["faults"].get(fault.value, 0) for fault in Fault}
+    faults = {fault.value: of_all["faults"].get(fault.value, 0) for fault in Fault}
     family("wan_attempts_lost_total", "counter", "Attempts that made no video", _labelled("fault", faults))
-    queued = {priority.name: stats["queued"][priority] for priority in Priority}
-    family("wan_queue_jobs", "gauge", "Jobs that wait", _labelled("priority", queued))
-    backlog = {"queued": stats["backlog_queued"], "running": stats["backlog_running"]}
-    family("wan_backlog_gpu_seconds", "gauge", "Predicted work that is left", _labelled("state", backlog))
+    queued = of_models("priority", lambda n: {priority.name: n["queued"][priority] for priority in Priority})
+    family("wan_queue_jobs", "gauge", "Jobs that wait", queued)
+    backlog = of_models("state", lambda n: {"queued": n["backlog_queued"], "running": n["backlog_running"]})
+    family("wan_backlog_gpu_seconds", "gauge", "Predicted work that is left", backlog)
+    oldest = {f'{{model="{model}"}}': numbers["oldest_seconds"] for model, numbers in stats.items()}
+    family("wan_queue_oldest_seconds", "gauge", "Age of the job that has waited longest", oldest)
     family(
         "wan_demand_slots",
         "gauge",
         "Denoise slots worth having: a job counts for its predicted seconds / WAN_SLOT_SECONDS, for one slot at most",
-        {"": stats["demand_slots"]},
+        {f'{{model="{model}"}}': numbers["demand_slots"] for model, numbers in stats.items()},
     )
-    workers = {state: stats["workers"].get(state, 0) for state in ("idle", "busy", "draining", "waiting", "sick")}
-    family("wan_workers", "gauge", "Workers that report", _labelled("state", workers))
+    states = ("idle", "busy", "draining", "waiting", "sick")
+    workers = of_models("state", lambda n: {state: n["workers"].get(state, 0) for state in states})
+    family("wan_workers", "gauge", "Workers that report", workers)
     return "\n".join(lines) + "\n"
-
-
-def _labelled(name: str, values: dict[str, float]) -> dict[str, float]:
-    return {f'{{{name}="{label}"}}': value for label, value in values.items()}
 
 
 def measured_metrics(shared: Path | None) -> str:

@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     priority_ageing_seconds: Seconds = 1800  # after this wait a job is treated one priority higher
     max_body_bytes: int = Field(1_000_000, ge=1024)
     sync_timeout_seconds: Seconds = 14400
-    slot_seconds: Seconds = 180  # autoscaling: as much predicted work makes a denoise slot worth having
+    slot_seconds: Seconds = 120  # autoscaling: as much predicted work makes a denoise slot worth having
 
     # jobs
     max_attempts: int = Field(3, ge=1, le=20)  # that may break on healthy workers before the job is at fault
@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     max_streams: int = Field(2000, ge=1)  # event streams of one gateway; a key may hold half of them
     webhook_secret: str = ""
     webhook_allow_private: bool = False
+    webhook_ports: str = Field(
+        "", pattern=r"^(\d{1,5}(,\d{1,5})*)?$"
+    )  # "443,8443": what the network lets through; "": any
     webhook_attempts: int = Field(8, ge=1, le=20)
     log_prompts: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -117,6 +120,11 @@ class Settings(BaseSettings):
     @property
     def storage(self) -> str:
         return self.storage_url or str(self.state_dir.absolute() / "videos")
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Ports that a webhook may go to; none: any."""
+        return tuple(int(port) for port in self.webhook_ports.split(",") if port)
 
     @property
     def runs(self) -> Path:

@@ -8,8 +8,8 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_BREAK_SYSTEM_PACKAGES
 
 # Rarely changing and large first: a change of the code rebuilds only the last layer.
 RUN pip install torch==2.13.0
-# The Python bindings must be those of the TensorRT library in the base image.
-RUN pip install "tensorrt-cu${CUDA_VERSION%%.*}==${TRT_VERSION%%+*}"
+# The bindings alone: the library is in the base image, and its version is theirs.
+RUN pip install --no-deps "tensorrt-cu${CUDA_VERSION%%.*}-bindings==${TRT_VERSION%%+*}"
 COPY k8s/images/requirements-worker.txt /tmp/requirements.txt
 RUN pip install -r /tmp/requirements.txt
 

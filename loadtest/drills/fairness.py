@@ -25,10 +25,9 @@ import uvicorn
 from service.api.app import create_app
 from service.settings import Settings
 from service.stack import ROOT
-from service.storage import Storage
 from service.store import JobStore
 from service.store.jobs import COMPLETED, Job
-from service.worker.attempt import Tools
+from service.worker.attempt import tools_for
 from service.worker.worker import Worker
 
 
@@ -83,7 +82,7 @@ def worker(settings: Settings, generator: PacedGenerator) -> Iterator[None]:
 
     async def main() -> None:
         store = JobStore.from_settings(settings)
-        running["worker"] = Worker(Tools(store, Storage(settings.storage), generator, settings))
+        running["worker"] = Worker(tools_for(settings, store, generator))
         running["loop"] = asyncio.get_running_loop()
         await running["worker"].run()
         store.close()

@@ -81,6 +81,7 @@ class Fleet:
         self.unfinished = len(trace)
         self.replicas = 0
         self._seen: deque[State] = deque()
+        self._busy: deque[int] = deque(maxlen=max(1, int(policy.busy_window / SYNC_SECONDS)))
 
     def run(self) -> "Fleet":
         arrival = self.trace.arrival.tolist()
@@ -258,6 +259,7 @@ class Fleet:
         _cold, idle, busy, draining, _ = self.count
         left = [max(self.since[row] + self.left_predicted[self.job[row]] - now, 0.0) for row in self.running]
         running = sum(slots_of(seconds, self.rule.slot_seconds) for seconds in left)
+        self._busy.append(busy)
         return State(
             now=now,
             queued=len(self.queue),
@@ -266,6 +268,7 @@ class Fleet:
             demand=max(self.queued_slots, 0.0) + running,
             ready=idle + busy,
             busy=busy,
+            busy_mean=sum(self._busy) / len(self._busy),
         )
 
     def _scale(self, now: float) -> None:

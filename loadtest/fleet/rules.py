@@ -19,6 +19,7 @@ class State:
     demand: float  # slots worth having: every job counts for its predicted seconds / slot_seconds, at most for one
     ready: int  # replicas past their cold start and not draining
     busy: int
+    busy_mean: float  # of the last minutes, as the query of the manifests asks
 
 
 Wanted = Callable[[State, int], int]
@@ -34,7 +35,7 @@ class Rule:
 
 def predicted_slots(policy: ScalingPolicy, target: float) -> Rule:
     """The rule of the manifests: demand with `target` seconds a slot, and a replica for every busy slot."""
-    return Rule(lambda state, current: replicas_for(state.demand, state.busy, policy, current), target)
+    return Rule(lambda state, current: replicas_for(state.demand, state.busy_mean, policy, current), target)
 
 
 def without_floor(target: float) -> Rule:
@@ -50,6 +51,11 @@ def uncapped(target: float) -> Rule:
 def jobs(target: float) -> Rule:
     """One replica for every `target` jobs, waiting or running: what is left without a cost model."""
     return Rule(lambda state, current: desired_replicas(state.queued + state.running, target, current))
+
+
+def jobs_and_busy(target: float) -> Rule:
+    """One replica for every `target` jobs, and one for every busy slot."""
+    return Rule(lambda state, current: max(desired_replicas(state.queued + state.running, target, current), state.busy))
 
 
 def queue_length(target: float) -> Rule:
@@ -95,7 +101,8 @@ def rules(policy: ScalingPolicy) -> dict[str, RuleKind]:
         OURS: RuleKind(partial(predicted_slots, policy), target, tuple(target * f for f in FACTORS)),
         "without busy floor": RuleKind(without_floor, target, tuple(target * f for f in FACTORS)),
         "uncapped": RuleKind(uncapped, target, tuple(target * f for f in FACTORS)),
-        "jobs": RuleKind(jobs, 1, (0.6, 0.8, 1, 1.5, 2, 3, 4)),
+        "jobs": RuleKind(jobs, 1, (0.6, 0.8, 1, 1.25, 1.5, 1.75, 2, 3)),
+        "jobs and busy": RuleKind(jobs_and_busy, 1.5, (1, 1.25, 1.5, 1.75, 2, 2.5, 3)),
         "queue length": RuleKind(queue_length, 1, (0.1, 0.25, 0.5, 1, 2, 4)),
         "GPU utilisation": RuleKind(gpu_utilisation, 0.8, (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
     }

@@ -4,6 +4,7 @@ Sources: kubernetes/kubernetes pkg/controller/podautoscaler/{replica_calculator,
 """
 
 import math
+import re
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ def slots_of(seconds: float, slot_seconds: float) -> float:
     return min(seconds / slot_seconds, 1.0)
 
 
-def replicas_for(demand: float, busy: int, policy: "ScalingPolicy", current: int) -> int:
+def replicas_for(demand: float, busy: float, policy: "ScalingPolicy", current: int) -> int:
     """The documented formula: enough replicas for the demand (slots), never fewer than the busy ones."""
     return max(
         desired_replicas(demand, policy.slots_per_replica, current),
@@ -56,6 +57,7 @@ class ScalingPolicy:
     slot_seconds: float  # predicted work that makes a slot worth having
     slots_per_replica: float
     busy_per_replica: float
+    busy_window: float  # the busy replicas are a mean over this time
     min_replicas: int
     max_replicas: int
     cooldown: float  # idle time before the step from one replica to none
@@ -90,6 +92,7 @@ class ScalingPolicy:
             slot_seconds=Settings.model_fields["slot_seconds"].default,
             slots_per_replica=float(triggers["demand"]["threshold"]),
             busy_per_replica=float(triggers["busy"]["threshold"]),
+            busy_window=_window(triggers["busy"]["query"]),
             min_replicas=spec["minReplicaCount"],
             max_replicas=spec["maxReplicaCount"],
             cooldown=float(spec["cooldownPeriod"]),
@@ -101,6 +104,12 @@ class ScalingPolicy:
 
     def resized(self, **changes) -> "ScalingPolicy":
         return replace(self, **changes)
+
+
+def _window(query: str) -> float:
+    """Seconds of `avg_over_time(…[5m])` in a query; 0 without."""
+    found = re.search(r"avg_over_time\(.*\[(\d+)([sm])\]\)", query)
+    return float(found[1]) * {"s": 1, "m": 60}[found[2]] if found else 0.0
 
 
 def _limits(rules: dict) -> tuple[Limit, ...]:

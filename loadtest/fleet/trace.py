@@ -9,7 +9,7 @@ import numpy as np
 from loadtest.base.inputs import ProfileError
 
 DAY = 86_400.0
-SHAPES = ("poisson", "bursts", "day")
+SHAPES = ("poisson", "bursts", "day", "shift")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ def make_trace(
         arrival = _bursts(rng, jobs, per_hour, **options)
     elif shape == "day":
         arrival = _day(rng, jobs, per_hour, **options)
+    elif shape == "shift":
+        arrival = np.cumsum(rng.exponential(3600 / per_hour, jobs))
+        return _with_shifting_costs(rng, arrival, mix, error, **options)
     else:
         raise ProfileError(f"trace shape is {shape!r}; allowed: {', '.join(SHAPES)}")
     return _with_costs(rng, arrival, mix, error)
@@ -79,6 +82,22 @@ def read_trace(path: Path, mix: list[JobClass], error: float, seed: int) -> Trac
 def _with_costs(rng: np.random.Generator, arrival: np.ndarray, mix: list[JobClass], error: float) -> Trace:
     share = np.array([kind.share for kind in mix])
     predicted = np.array([kind.gpu_seconds for kind in mix])[rng.choice(len(mix), len(arrival), p=share / share.sum())]
+    return Trace(arrival, predicted * rng.lognormal(0, error, len(arrival)), predicted)
+
+
+def _with_shifting_costs(
+    rng: np.random.Generator, arrival: np.ndarray, mix: list[JobClass], error: float, every: float = 10_800
+) -> Trace:
+    """The mix changes every three hours between its cheap and its dear requests; the rate of arrivals does not."""
+    middle = sum(kind.share * kind.gpu_seconds for kind in mix) / sum(kind.share for kind in mix)
+    halves = [[k for k in mix if k.gpu_seconds <= middle], [k for k in mix if k.gpu_seconds > middle]]
+    turn = (arrival // every).astype(int) % 2
+    predicted = np.empty(len(arrival))
+    for number, kinds in enumerate(halves):
+        share = np.array([kind.share for kind in kinds or mix])
+        costs = np.array([kind.gpu_seconds for kind in kinds or mix])
+        mine = turn == number
+        predicted[mine] = costs[rng.choice(len(costs), int(mine.sum()), p=share / share.sum())]
     return Trace(arrival, predicted * rng.lognormal(0, error, len(arrival)), predicted)
 
 

@@ -120,6 +120,8 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "wan"
+    variant: str
+    workers: int  # that serve it now; with none, jobs wait for the autoscaler
     defaults: dict
     limits: dict
 
@@ -137,13 +139,13 @@ def percent(job: Job) -> int:
     return min(99, share + {"decode": 2, "encode": 6}.get(job.phase or "", 0))
 
 
-def video(job: Job, estimate: Estimate | None, model: str) -> VideoAnswer:
+def video(job: Job, estimate: Estimate | None) -> VideoAnswer:
     """The answer for one job."""
     request, info = job.request, job.info or {}
     done = job.status == COMPLETED
     return Video(
         id=job.id,
-        model=model,
+        model=job.model,
         status=job.status,
         progress=percent(job),
         created_at=int(job.created_at),

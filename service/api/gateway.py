@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api import answers, webhooks
 from service.api.auth import Caller, Keys
+from service.api.catalogue import Catalogue, Served
 from service.api.feed import Feed, News
 from service.api.requests import RequestBody, stable_seed
 from service.errors import InvalidRequest, ServiceError, StorageError, Unavailable
@@ -33,12 +34,10 @@ class Gateway:
     """One per process; `start` and `stop` belong to the event loop that serves the requests."""
 
     def __init__(self, settings: Settings):
-        self.settings, self.card = settings, settings.card
+        self.settings, self.catalogue = settings, Catalogue(settings)
         self.keys = Keys(settings)
-        self.costs = settings.costs
         self.files = Storage(settings.storage, settings.storage_endpoint_url)
         self._store: JobStore | None = None
-        self._factor = 1.0
         self._tasks: list[asyncio.Task] = []
         self._ended = threading.Event()
         self.feed = Feed(settings.max_streams)
@@ -98,13 +97,13 @@ class Gateway:
         """Price, admit and store a job; (job, False) when the idempotency key was used before."""
         priority = caller.allow(request.priority, "priority" in request.model_fields_set)
         if request.webhook_url is not None:
-            webhooks.check_url(request.webhook_url, self.settings.webhook_allow_private)
-        values = request.resolve(self.card, self.settings.model_name)
+            webhooks.check_url(request.webhook_url, self.settings.webhook_allow_private, self.settings.ports)
+        served = await self._served(request.model)
+        values = request.resolve(served.card)
         if request.given("seed") is None and idempotency_key is not None:
             # a repetition must be recognised as the same request although its seed would be drawn anew
             values["seed"] = stable_seed(caller.name, idempotency_key)
-        raw = self.costs.predict(values, self.card.geometry)
-        cost = raw * self._factor
+        raw, cost = served.price(values)
         if cost > self.settings.max_job_gpu_seconds:
             raise _too_much(cost, self.settings.max_job_gpu_seconds)
         new = NewJob(
@@ -117,11 +116,18 @@ class Gateway:
             deadline=request.deadline_seconds,
             webhook_url=request.webhook_url,
             weight=caller.weight,
+            model=served.name,
         )
         job, made = await run_in_threadpool(self.store.submit, new, caller.max_queued)
         extra = {"job": job.id, "owner": caller.name, "gpu_seconds": round(cost, 2), "repeated": not made}
         logger.info("submitted", extra=extra | prompt_fields(values["prompt"], self.settings.log_prompts))
         return job, made
+
+    async def _served(self, name: str | None) -> Served:
+        """The model that a request names; one that is not known may have been announced a moment ago."""
+        if name is not None and name not in self.catalogue.models:
+            await run_in_threadpool(self.catalogue.refresh, self.store)
+        return self.catalogue.find(name)
 
     async def answer(self, job_id: str, caller: Caller) -> answers.VideoAnswer:
         return (await run_in_threadpool(self.read, job_id, caller.name)).video
@@ -129,7 +135,7 @@ class Gateway:
     def read(self, job_id: str, owner: str | None = None) -> News:
         """The job as it is now."""
         job, estimate = self.store.get_with_estimate(job_id, owner)
-        return News(answers.video(job, estimate, self.settings.model_name), job.updated_at)
+        return News(answers.video(job, estimate), job.updated_at)
 
     async def to_follow(self, job_id: str, caller: Caller) -> News:
         """The job before following it; many that begin at once do not hold up other requests."""
@@ -138,7 +144,7 @@ class Gateway:
 
     async def answer_for(self, job: Job) -> answers.VideoAnswer:
         estimate = await run_in_threadpool(self.store.estimate, job)
-        return answers.video(job, estimate, self.settings.model_name)
+        return answers.video(job, estimate)
 
     # --- changes
 
@@ -170,7 +176,7 @@ class Gateway:
         """Expired leases, missed deadlines, old videos; any number of gateways may do this at once."""
         while True:
             try:
-                self._factor = await run_in_threadpool(self.store.cost_factor)
+                await run_in_threadpool(self.catalogue.refresh, self.store)
                 await run_in_threadpool(self._remove_expired)
             except ServiceError as error:
                 logger.warning("upkeep postponed", extra={"reason": str(error)})
@@ -215,7 +221,7 @@ class Gateway:
     async def _send(self, sender: webhooks.Sender, delivery: Delivery, places: asyncio.Semaphore) -> None:
         try:
             job = await run_in_threadpool(self.store.get, delivery.job_id)
-            body = answers.video(job, None, self.settings.model_name).model_dump()
+            body = answers.video(job, None).model_dump()
             error, retry_in = await sender.send(delivery, body)
             await run_in_threadpool(self.store.webhook_done, delivery, error, retry_in)
         except ServiceError as error:  # it is due again when its hold is over
@@ -241,9 +247,12 @@ class Gateway:
         except ServiceError:
             return False
 
+    def _stats(self) -> dict[str, dict]:
+        return {name: self.store.stats(self.settings.slot_seconds, name) for name in self.catalogue.models}
+
     async def metrics(self) -> str:
         try:
-            text = store_metrics(await run_in_threadpool(self.store.stats, self.settings.slot_seconds))
+            text = store_metrics(await run_in_threadpool(self._stats))
         except ServiceError as error:
             logger.warning("no metrics of the store", extra={"reason": str(error)})
             text = ""

@@ -86,10 +86,8 @@ class RequestBody(JobFields):
     def given(self, name: str) -> Any:
         return getattr(self, name)
 
-    def resolve(self, card: ModelCard, model_name: str) -> dict:
+    def resolve(self, card: ModelCard) -> dict:
         """The complete generation request as it is stored and sent to Triton; InvalidRequest names the field."""
-        if self.model is not None and self.model != model_name:
-            raise InvalidRequest("model", self.model, f"{model_name!r}, the served model")
         given = {p.name: self.given(p.name) for p in PARAMETERS}
         fps = given.pop("fps")
         fps = card.defaults.fps if fps is None else fps

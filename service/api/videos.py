@@ -98,7 +98,7 @@ async def list_videos(
 ):
     """The caller's videos, newest first."""
     page, more = await run_in_threadpool(gateway.store.page, caller.name, after, limit, order == "desc")
-    data = [await gateway.answer_for(job) if not job.done else answers.video(job, None, gateway.settings.model_name)
+    data = [await gateway.answer_for(job) if not job.done else answers.video(job, None)
             for job in page]  # fmt: skip
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return answers.VideoList(data=data, first_id=first, last_id=last, has_more=more)
@@ -182,11 +182,16 @@ async def delete_video(gateway: TheGateway, caller: TheCaller, job_id: JobId):
 
 @router.get("/models", response_model=answers.ModelList, responses=_errors())
 async def list_models(gateway: TheGateway, caller: TheCaller):
-    """The served model, its defaults and the limits of every parameter."""
-    model = answers.Model(
-        id=gateway.settings.model_name,
-        created=0,
-        defaults=asdict(gateway.card.defaults),
-        limits=requests.limits(gateway.card),
-    )
-    return answers.ModelList(data=[model])
+    """The models, their defaults and the limits of every parameter; the one that goes without saying is first."""
+    data = [
+        answers.Model(
+            id=served.name,
+            created=0,
+            variant=served.card.variant,
+            workers=served.workers,
+            defaults=asdict(served.card.defaults),
+            limits=requests.limits(served.card),
+        )
+        for served in gateway.catalogue.models.values()
+    ]
+    return answers.ModelList(data=data)

@@ -32,15 +32,18 @@ class RefusedAddress(Exception):
     """The webhook's host is not on the public internet."""
 
 
-def check_url(url: str, allow_private: bool) -> None:
-    """Refuse at submission what could never be called."""
+def check_url(url: str, allow_private: bool, ports: tuple[int, ...] = ()) -> None:
+    """Refuse at submission what could never be called; without `ports` every port will do."""
     try:
         parsed = httpx.URL(url)
         host = parsed.raw_host.decode().rstrip(".").lower()
         complete = parsed.scheme in ("http", "https") and bool(parsed.host) and not parsed.userinfo
-        callable_ = complete and (parsed.port is None or 0 < parsed.port < 65536) and _callable(host, allow_private)
+        port = {"http": 80, "https": 443}.get(parsed.scheme, 0) if parsed.port is None else parsed.port
+        callable_ = complete and 0 < port < 65536 and _callable(host, allow_private)
     except (httpx.InvalidURL, ValueError):  # a malformed international name is a ValueError
         callable_ = False
+    if callable_ and ports and port not in ports:
+        raise InvalidRequest("webhook_url", url, f"one of the ports {', '.join(map(str, ports))}")
     if not callable_:
         raise InvalidRequest("webhook_url", url, "http(s)://HOST/PATH on the public internet, without user name")
 

@@ -3,7 +3,7 @@
 Triton answers 200 to health questions long after a Python stage has died (triton-inference-server/server issues 7230, 8604),
 so this program asks the process table and the stages themselves:
 
-    startup   every model is ready and one real request passed all stages; run until it succeeds once
+    startup   every model is ready and one real request passed all stages; asks again for `--within` seconds
     ready     the server and every model are ready, no Python process is missing
     live      the server answers, no Python process is missing, a real request passes the tokenizer, no denoise slot is stuck,
               and no worker has said that a stage hangs (`--run-dir`)
@@ -30,6 +30,9 @@ from service.worker.run_directories import broken_since
 INSTANCE = re.compile(
     r'^wan_denoise_(inflight|heartbeat_timestamp_seconds)\{[^}]*slot="([^"]*)"[^}]*\} (\S+)$', re.MULTILINE
 )
+
+
+RETRY_SECONDS = 1.0
 
 
 class ProbeFailed(Exception):
@@ -153,6 +156,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--server-pid", type=int, default=1, help="process above Triton (default: the container's first process)"
     )
     parser.add_argument("--timeout", type=float, default=10, help="seconds for each question")
+    parser.add_argument(
+        "--within", type=float, default=0, help="seconds for which a probe that fails is tried again (default: once)"
+    )
     parser.add_argument("--run-dir", type=Path, help="the WAN_RUN_DIR that Triton shares with the worker")
     parser.add_argument(
         "--stall", type=float, default=1200, help="seconds without a step after which a busy slot is stuck"
@@ -162,12 +168,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    try:
-        PROBES[options.probe](Triton(options.url, options.metrics_url, options.timeout), options)
-    except ProbeFailed as failure:
-        print(failure)
-        return 1
-    return 0
+    deadline = time.monotonic() + options.within
+    while True:
+        try:
+            PROBES[options.probe](Triton(options.url, options.metrics_url, options.timeout), options)
+            return 0
+        except ProbeFailed as failure:
+            if time.monotonic() + RETRY_SECONDS >= deadline:
+                print(failure)
+                return 1
+        time.sleep(RETRY_SECONDS)
 
 
 if __name__ == "__main__":

@@ -10,27 +10,28 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, case, func, literal, select
 
 from service.store.jobs import RUNNING, Estimate, Job
-from service.store.schema import IS_QUEUED, IS_RUNNING, SOMETHING_WAITS, flows, jobs, owners, workers
+from service.store.schema import IS_QUEUED, IS_RUNNING, SOMETHING_WAITS, flows, jobs, models, owners, workers
 
 WORKER_ALIVE_SECONDS = 30.0
 
 
-def live_slots(conn: Connection, now: float) -> int:
-    """Denoise slots of the workers that were seen lately."""
+def live_slots(conn: Connection, now: float, model: str) -> int:
+    """Denoise slots of the model's workers that were seen lately."""
     query = select(func.coalesce(func.sum(workers.c.slots), 0))
-    return int(conn.execute(query.where(_alive(now), workers.c.state.not_in(("draining", "sick")))).scalar_one())
+    mine = (is_alive(now), workers.c.model == model, workers.c.state.not_in(("draining", "sick")))
+    return int(conn.execute(query.where(*mine)).scalar_one())
 
 
-def _alive(now: float):
+def is_alive(now: float):
     """Seen lately; not in the future either, where a worker lies that died before the clock was set back."""
     return func.abs(workers.c.seen_at - now) < WORKER_ALIVE_SECONDS
 
 
-def running(conn: Connection, now: float) -> list[float]:
-    """GPU-seconds left of every running job: what its denoise loop says, else what was predicted."""
+def running(conn: Connection, now: float, model: str) -> list[float]:
+    """GPU-seconds left of every running job of the model: what its denoise loop says, else what was predicted."""
     columns = (jobs.c.cost, jobs.c.step, jobs.c.steps, jobs.c.eta_seconds, jobs.c.updated_at)
     left = []
-    for cost, step, steps, eta, updated in conn.execute(select(*columns).where(IS_RUNNING)):
+    for cost, step, steps, eta, updated in conn.execute(select(*columns).where(IS_RUNNING, jobs.c.model == model)):
         if eta is not None:
             left.append(max(0.0, eta - (now - updated)))
         else:
@@ -45,24 +46,37 @@ def _predicted_left(cost: float, step: int | None, steps: int | None) -> float:
 
 @dataclass(frozen=True)
 class Crowd:
-    """What all estimates share: waiting flows with their owners' virtual time and weight, free slots, running work."""
+    """What all estimates of a model share: waiting flows with their owners' virtual time and weight, slots, running work."""
 
     flows: list
     slots: int
     running: list[float]
 
     @classmethod
-    def load(cls, conn: Connection, now: float) -> "Crowd":
-        query = select(flows, owners.c.vtime, owners.c.weight).join(owners, owners.c.owner == flows.c.owner)
-        return cls(list(conn.execute(query.where(SOMETHING_WAITS))), max(1, live_slots(conn, now)), running(conn, now))
+    def load(cls, conn: Connection, now: float, model: str) -> "Crowd":
+        waiting = flows
+        if conn.execute(select(func.count()).select_from(models)).scalar() > 1:  # `flows` counts all models together
+            numbers = (func.count().label("queued"), func.sum(jobs.c.cost).label("cost"))
+            query = select(jobs.c.owner, jobs.c.level, *numbers).where(IS_QUEUED, jobs.c.model == model)
+            waiting = query.group_by(jobs.c.owner, jobs.c.level).subquery("flows")
+        query = select(waiting, owners.c.vtime, owners.c.weight).join(owners, owners.c.owner == waiting.c.owner)
+        slots = max(1, live_slots(conn, now, model))
+        return cls(list(conn.execute(query.where(SOMETHING_WAITS))), slots, running(conn, now, model))
 
 
 def for_place(
-    conn: Connection, now: float, owner: str, level: int, turn: float, cost: float, crowd: Crowd | None = None
+    conn: Connection,
+    now: float,
+    model: str,
+    owner: str,
+    level: int,
+    turn: float,
+    cost: float,
+    crowd: Crowd | None = None,
 ) -> Estimate:
     """Estimate for a job that stands, or would stand, at `turn` of its owner's queue of this level."""
-    crowd = crowd or Crowd.load(conn, now)
-    own = (IS_QUEUED, jobs.c.level == level, jobs.c.owner == owner, jobs.c.turn < turn)
+    crowd = crowd or Crowd.load(conn, now, model)
+    own = (IS_QUEUED, jobs.c.model == model, jobs.c.level == level, jobs.c.owner == owner, jobs.c.turn < turn)
     count, seconds = conn.execute(select(func.count(), func.coalesce(func.sum(jobs.c.cost), 0.0)).where(*own)).one()
     mine = next((row for row in crowd.flows if row.owner == owner), None)
     if mine is None:
@@ -91,12 +105,12 @@ def of_job(conn: Connection, now: float, job: Job, crowd: Crowd | None = None) -
     if job.status == RUNNING:
         left = job.eta_seconds if job.eta_seconds is not None else job.remaining
         return Estimate(0, 0.0, max(0.0, left - (now - job.updated_at)))
-    return for_place(conn, now, job.owner, job.level, job.turn, job.cost, crowd)
+    return for_place(conn, now, job.model, job.owner, job.level, job.turn, job.cost, crowd)
 
 
-def next_place_seconds(conn: Connection, now: float) -> int:
+def next_place_seconds(conn: Connection, now: float, model: str) -> int:
     """Whole seconds until a worker is expected to take a job out of a full queue."""
-    slots, left = live_slots(conn, now), running(conn, now)
+    slots, left = live_slots(conn, now, model), running(conn, now, model)
     if slots == 0:
         return 60  # nothing takes jobs: no estimate exists
     if len(left) < slots:
@@ -104,31 +118,34 @@ def next_place_seconds(conn: Connection, now: float) -> int:
     return max(1, math.ceil(min(left)))
 
 
-def demand(conn: Connection, slot_seconds: float) -> float:
+def demand(conn: Connection, model: str, slot_seconds: float) -> float:
     """Denoise slots worth having: every job counts for its predicted seconds / `slot_seconds`, and for one slot at most.
 
     A job runs on one slot, so more of them cannot help it. A running job counts by what was predicted, not by what its
     denoise loop says: a pod that is slow would ask for others.
     """
     waits = case((jobs.c.cost < slot_seconds, jobs.c.cost), else_=literal(slot_seconds))
-    seconds = float(conn.execute(select(func.coalesce(func.sum(waits), 0.0)).where(IS_QUEUED)).scalar_one())
-    for cost, step, steps in conn.execute(select(jobs.c.cost, jobs.c.step, jobs.c.steps).where(IS_RUNNING)):
+    queued = select(func.coalesce(func.sum(waits), 0.0)).where(IS_QUEUED, jobs.c.model == model)
+    seconds = float(conn.execute(queued).scalar_one())
+    runs = select(jobs.c.cost, jobs.c.step, jobs.c.steps).where(IS_RUNNING, jobs.c.model == model)
+    for cost, step, steps in conn.execute(runs):
         seconds += min(_predicted_left(cost, step, steps), slot_seconds)
     return seconds / slot_seconds
 
 
-def stats(conn: Connection, now: float, slot_seconds: float) -> dict:
-    """Numbers for the metrics: queued jobs and seconds, running jobs and seconds, demand in slots, workers by state."""
-    rows = conn.execute(select(flows.c.level, func.sum(flows.c.queued), func.sum(flows.c.cost)).group_by(flows.c.level))
-    queued = {level: (int(number), float(seconds)) for level, number, seconds in rows}
-    left = running(conn, now)
-    alive = select(workers.c.state, func.count()).where(_alive(now))
-    states: dict[str, int] = {state: count for state, count in conn.execute(alive.group_by(workers.c.state))}
+def stats(conn: Connection, now: float, model: str, slot_seconds: float) -> dict:
+    """A model's numbers for the metrics: queued jobs and seconds, the oldest of them, running jobs and seconds, demand in
+    slots, workers by state."""
+    numbers = (jobs.c.level, func.count(), func.sum(jobs.c.cost), func.min(jobs.c.created_at))
+    rows = conn.execute(select(*numbers).where(IS_QUEUED, jobs.c.model == model).group_by(jobs.c.level)).all()
+    left = running(conn, now, model)
+    alive = select(workers.c.state, func.count()).where(is_alive(now), workers.c.model == model)
     return {
-        "queued": {level: queued.get(level, (0, 0.0))[0] for level in range(3)},
-        "backlog_queued": sum(seconds for _, seconds in queued.values()),
+        "queued": {level: 0 for level in range(3)} | {level: number for level, number, _, _ in rows},
+        "backlog_queued": float(sum(seconds for _, _, seconds, _ in rows)),
+        "oldest_seconds": max((max(0.0, now - created) for _, _, _, created in rows), default=0.0),
         "backlog_running": sum(left),
-        "demand_slots": demand(conn, slot_seconds),
+        "demand_slots": demand(conn, model, slot_seconds),
         "running": len(left),
-        "workers": states,
+        "workers": dict(conn.execute(alive.group_by(workers.c.state)).all()),
     }

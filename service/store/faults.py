@@ -113,7 +113,8 @@ def suits(now: float, worker: str):
     broke_here = exists().where(attempts.c.job_id == jobs.c.id, attempts.c.worker == worker, BLAMED_WORKER)
     broke_there = exists().where(attempts.c.job_id == jobs.c.id, attempts.c.worker == workers.c.id, BLAMED_WORKER)
     alive = func.abs(workers.c.seen_at - now) < WORKER_ALIVE_SECONDS
-    others = exists().where(workers.c.id != worker, alive, workers.c.state.in_(LEASING), not_(broke_there))
+    serves = workers.c.model == jobs.c.model
+    others = exists().where(workers.c.id != worker, alive, serves, workers.c.state.in_(LEASING), not_(broke_there))
     return or_(not_(broke_here), not_(others))
 
 

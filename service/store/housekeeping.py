@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection, update
 
-from service.store import preemption, upkeep
+from service.store import models, preemption, upkeep
 from service.store.database import Database, transaction
 from service.store.jobs import TERMINAL, Bounds
 from service.store.schema import jobs
@@ -18,6 +18,7 @@ class Housekeeping:
     lease_seconds: float
     retention: float
     priority_ageing: float
+    model: str
 
     def sweep(self) -> list[str]:
         """Lost leases, late jobs, ageing; returns the ids of jobs whose files may go (then call `forget`)."""
@@ -51,6 +52,7 @@ class Housekeeping:
         now = self.database.now(conn)
         upkeep.look_at_clock(conn, now, self.lease_seconds)
         upkeep.drop_dead_workers(conn, now)
+        models.adopt(conn, self.model)
 
     def _one_by_one(self, change: Callable[[Connection, float], str | None]) -> list[str]:
         """`change` a batch of jobs, each in a transaction of its own, until it finds none."""

@@ -38,6 +38,7 @@ class NewJob:
     deadline: float | None = None
     webhook_url: str | None = None
     weight: float = 1.0
+    model: str = ""  # "": the one of the store
     id: str = field(default_factory=new_job_id)
 
 
@@ -103,6 +104,7 @@ class Job:
     error_message: str | None
     webhook_url: str | None
     updated_at: float
+    model: str
 
     @classmethod
     def from_row(cls, row) -> "Job":

@@ -13,26 +13,26 @@ from service.errors import LeaseLost
 from service.store import faults, shares
 from service.store.finishing import finish, settle
 from service.store.jobs import CANCELLED, COMPLETED, QUEUED, RUNNING, Job, Lease, Priority, Progress
-from service.store.schema import IS_QUEUED, IS_RUNNING, calibration, jobs
+from service.store.schema import IS_QUEUED, IS_RUNNING, calibrations, jobs
 
 
-def lease(conn: Connection, now: float, worker: str, seconds: float) -> Lease | None:
-    """The next job in order, now owned by `worker`; None when nothing may start."""
+def lease(conn: Connection, now: float, worker: str, model: str, seconds: float) -> Lease | None:
+    """The next job of the model in order, now owned by `worker`; None when nothing may start."""
     for level in Priority:
-        for owner in shares.next_owners(conn, level):
-            if (job := _head(conn, now, level, owner, worker)) is not None:
+        for owner in shares.next_owners(conn, model, level):
+            if (job := _head(conn, now, model, level, owner, worker)) is not None:
                 return _take(conn, now, job, worker, seconds)
     return None
 
 
-def _head(conn: Connection, now: float, level: int, owner: str, worker: str) -> Job | None:
+def _head(conn: Connection, now: float, model: str, level: int, owner: str, worker: str) -> Job | None:
     """The owner's next job for this worker, locked; one that is late is left to `upkeep.fail_late`."""
     # a pause that is longer than the longest was begun before the clock was set back
     may_start = or_(jobs.c.not_before <= now, jobs.c.not_before > now + faults.LONGEST_PAUSE)
     in_time = or_(jobs.c.deadline.is_(None), jobs.c.deadline > now)
     query = (
         select(jobs)
-        .where(IS_QUEUED, jobs.c.level == int(level), jobs.c.owner == owner, may_start, in_time)
+        .where(IS_QUEUED, jobs.c.model == model, jobs.c.level == int(level), jobs.c.owner == owner, may_start, in_time)
         .where(faults.suits(now, worker))
         .order_by(jobs.c.turn, jobs.c.id)
         .limit(1)
@@ -102,17 +102,17 @@ def complete(conn: Connection, now: float, job: Job, retention: float, video: tu
     values = {"video_key": video[0], "video_bytes": video[1], "info": json.dumps(info), "step": job.steps}
     finish(conn, now, job, COMPLETED, retention, preview_key=None, **values)
     if info.get("resumed_from") is None and used > 0 and job.raw_cost > 0:
-        _calibrate(conn, math.log(used / job.raw_cost))
+        _calibrate(conn, job.model, math.log(used / job.raw_cost))
     return COMPLETED
 
 
-def _calibrate(conn: Connection, log_ratio: float) -> None:
-    row = conn.execute(select(calibration).where(calibration.c.id == 1).with_for_update()).first()
+def _calibrate(conn: Connection, model: str, log_ratio: float) -> None:
+    row = conn.execute(select(calibrations).where(calibrations.c.model == model).with_for_update()).first()
     samples = (row.samples if row else 0) + 1
     mean = row.log_ratio if row else 0.0
     mean += (log_ratio - mean) / min(samples, 20)
     values = {"log_ratio": mean, "samples": samples}
-    shares.upsert(conn, calibration, {"id": 1, **values}, ["id"], values)
+    shares.upsert(conn, calibrations, {"model": model, **values}, ["model"], values)
 
 
 def of_worker(conn: Connection, worker: str) -> Job | None:

@@ -60,6 +60,14 @@ MIGRATIONS: list[tuple[str, ...]] = [
         "CREATE INDEX attempts_suspected ON attempts (worker) WHERE fault = 'worker' AND advanced = 0 AND counted = 0",
         "CREATE TABLE troubles (name TEXT PRIMARY KEY, until DOUBLE PRECISION NOT NULL)",
     ),
+    (
+        "ALTER TABLE jobs ADD COLUMN model TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE workers ADD COLUMN model TEXT NOT NULL DEFAULT ''",
+        "CREATE INDEX jobs_model ON jobs (model, level, owner, turn, id) WHERE status = 'queued'",
+        "CREATE TABLE models (name TEXT PRIMARY KEY, card TEXT NOT NULL, costs TEXT NOT NULL, announced_at DOUBLE PRECISION NOT NULL)",
+        "CREATE TABLE calibrations (model TEXT PRIMARY KEY, log_ratio DOUBLE PRECISION NOT NULL, samples INTEGER NOT NULL)",
+        "INSERT INTO calibrations (model, log_ratio, samples) SELECT '', log_ratio, samples FROM calibration",
+    ),
 ]
 
 

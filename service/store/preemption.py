@@ -41,27 +41,33 @@ def preempt(conn: Connection, now: float, most: int) -> str | None:
     """Ask one running job to make room if an urgent one waits for which nothing is or becomes free; returns its id."""
     if most <= 0 or not _begin_alone(conn):
         return None
-    waiting = conn.execute(
-        select(func.count()).where(IS_QUEUED, jobs.c.level == int(Priority.high), jobs.c.not_before <= now, URGENT)
-    ).scalar()
-    if not waiting:
-        return None
+    urgent = select(jobs.c.model, func.count()).where(
+        IS_QUEUED, jobs.c.level == int(Priority.high), jobs.c.not_before <= now, URGENT
+    )
+    for model, waiting in conn.execute(urgent.group_by(jobs.c.model)).all():
+        if (found := _least_urgent(conn, now, model, waiting, most)) is not None:
+            conn.execute(update(jobs).where(jobs.c.id == found).values(preempt_requested=1))
+            return found
+    return None
+
+
+def _least_urgent(conn: Connection, now: float, model: str, waiting: int, most: int) -> str | None:
+    """The job of the model that is to make room for `waiting` urgent ones; None while there are or come places enough."""
     asked = func.coalesce(func.sum(case((jobs.c.preempt_requested == 1, 1), else_=0)), 0)
-    busy, leaving = conn.execute(select(func.count(), asked).where(IS_RUNNING, IN_DENOISE)).one()
-    free = max(0, estimates.live_slots(conn, now) - busy)
+    mine = (IS_RUNNING, IN_DENOISE, jobs.c.model == model)
+    busy, leaving = conn.execute(select(func.count(), asked).where(*mine)).one()
+    free = max(0, estimates.live_slots(conn, now, model) - busy)
     if waiting <= free + leaving:
         return None
-    least_urgent = (
+    query = (
         select(jobs.c.id)
-        .where(IS_RUNNING, IN_DENOISE, MAY_RISE, jobs.c.preempt_requested == 0, jobs.c.cancel_requested == 0)
+        .where(*mine, MAY_RISE, jobs.c.preempt_requested == 0, jobs.c.cancel_requested == 0)
         .where(jobs.c.preemptions < most)
         .order_by(jobs.c.level.desc(), jobs.c.preemptions, jobs.c.leased_at.desc())
         .limit(1)
         .with_for_update(skip_locked=True)
     )
-    if (found := conn.execute(least_urgent).scalar()) is not None:
-        conn.execute(update(jobs).where(jobs.c.id == found).values(preempt_requested=1))
-    return found
+    return conn.execute(query).scalar()
 
 
 def _begin_alone(conn: Connection) -> bool:

@@ -79,7 +79,7 @@ def _differences(earlier: Job, new: NewJob) -> list[str]:
     same_deadline = deadline == new.deadline
     if deadline is not None and new.deadline is not None:
         same_deadline = abs(deadline - new.deadline) < 0.001  # it went through the sum with the time of day
-    asked = {"priority": earlier.priority == new.priority, "deadline_seconds": same_deadline,
+    asked = {"model": earlier.model == new.model, "priority": earlier.priority == new.priority, "deadline_seconds": same_deadline,
              "webhook_url": earlier.webhook_url == new.webhook_url}  # fmt: skip
     return names + [name for name, same in asked.items() if not same]
 
@@ -88,7 +88,7 @@ def admit(conn: Connection, now: float, new: NewJob, limits: Limits) -> None:
     """Refuse a job for which there is no place or that cannot meet its deadline."""
     total, own = shares.waiting(conn), shares.waiting(conn, new.owner)
     if total >= limits.max_queued or own >= limits.max_queued_per_owner:
-        retry = estimates.next_place_seconds(conn, now)
+        retry = estimates.next_place_seconds(conn, now, new.model)
         whose, bound = ("the queue", limits.max_queued)
         if own >= limits.max_queued_per_owner:
             whose, bound = ("your queue", limits.max_queued_per_owner)
@@ -97,7 +97,8 @@ def admit(conn: Connection, now: float, new: NewJob, limits: Limits) -> None:
         )
     if new.deadline is not None:
         turn = limits.turn(now, new.cost, now + new.deadline)
-        finish = estimates.for_place(conn, now, new.owner, int(new.priority), turn, new.cost).finish_seconds
+        place = (new.model, new.owner, int(new.priority), turn, new.cost)
+        finish = estimates.for_place(conn, now, *place).finish_seconds
         if finish > new.deadline:
             raise DeadlineUnreachable(
                 f"deadline_seconds is {new.deadline:g}; the video is expected in {finish:.0f} s", "deadline_seconds"
@@ -124,6 +125,7 @@ def add(conn: Connection, now: float, new: NewJob, limits: Limits) -> Job:
         "updated_at": now,
         "steps": new.request.get("steps", 0),
         "webhook_url": new.webhook_url,
+        "model": new.model,
     }
     row = conn.execute(insert(jobs).values(**values).returning(jobs)).one()
     shares.arrive(conn, new.owner, new.weight)

@@ -51,6 +51,7 @@ jobs = Table(
     Column("error_message", String),
     Column("webhook_url", String),
     Column("updated_at", Float),
+    Column("model", String),  # "": of a release that knew one model only, see `models.adopt`
 )
 
 # Written as literals, not bound values: only then do the planners see that a partial index fits.
@@ -87,6 +88,17 @@ workers = Table(
     Column("busy", Integer),
     Column("seen_at", Float),
     Column("node", String),
+    Column("model", String),
+)
+
+# What workers said that they serve; rows stay, so that a model whose pool was scaled to zero is still known.
+models = Table(
+    "models",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("card", String),
+    Column("costs", String),
+    Column("announced_at", Float),
 )
 
 # The attempts that ended without a video, written under the lock of their job.
@@ -130,11 +142,11 @@ clock = Table("clock", metadata, Column("id", Integer, primary_key=True), Column
 
 counters = Table("counters", metadata, Column("name", String, primary_key=True), Column("value", BigInteger))
 
-# Running mean of log(actual / predicted) GPU-seconds of finished jobs.
-calibration = Table(
-    "calibration",
+# Running mean of log(actual / predicted) GPU-seconds of finished jobs. (`calibration` is what releases with one model write.)
+calibrations = Table(
+    "calibrations",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("model", String, primary_key=True),
     Column("log_ratio", Float),
     Column("samples", Integer),
 )

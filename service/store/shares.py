@@ -6,10 +6,10 @@ Goyal et al., SIGCOMM 1996).
 `flows` is only ever written after `owners` of the same owner in the same transaction: the owner's row is the lock of both.
 """
 
-from sqlalchemy import Connection, case, func, select, update
+from sqlalchemy import Connection, case, exists, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from service.store.schema import SOMETHING_WAITS, counters, flows, owners
+from service.store.schema import IS_QUEUED, SOMETHING_WAITS, counters, flows, jobs, owners
 
 
 def upsert(conn: Connection, table, values: dict, keys: list[str], changes: dict) -> None:
@@ -74,12 +74,13 @@ def charge(conn: Connection, owner: str, gpu_seconds: float) -> None:
     )
 
 
-def next_owners(conn: Connection, level: int, limit: int = 20) -> list[str]:
-    """Owners with waiting jobs of this level, the one that had least first."""
+def next_owners(conn: Connection, model: str, level: int, limit: int = 20) -> list[str]:
+    """Owners with waiting jobs of this model and level, the one that had least first."""
+    mine = (IS_QUEUED, jobs.c.model == model, jobs.c.level == int(level), jobs.c.owner == flows.c.owner)
     query = (
         select(flows.c.owner)
         .join(owners, owners.c.owner == flows.c.owner)
-        .where(flows.c.level == level, SOMETHING_WAITS)
+        .where(flows.c.level == level, SOMETHING_WAITS, exists().where(*mine))
         .order_by(owners.c.vtime, flows.c.owner)
         .limit(limit)
     )

@@ -2,7 +2,7 @@
 
 A transaction of PostgreSQL locks rows in this order, so that no two of them wait for each other:
 
-    clock → one job → its owner → flows of that owner → outbox → counters → calibration
+    clock → one job → its owner → flows of that owner → outbox → counters → calibrations
 
 It changes one job; what concerns many jobs (upkeep) takes a transaction for each. Only `upkeep.look_at_clock` locks several
 jobs, and it locks nothing after them. Locks that are taken with SKIP LOCKED wait for nobody and may be taken at any place.
@@ -10,7 +10,6 @@ Should PostgreSQL roll a transaction back all the same, `Database.transact` runs
 """
 
 import contextlib
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +19,7 @@ from sqlalchemy import Connection, delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import NotFound, Unavailable
-from service.store import estimates, faults, leases, outbox, queueing, shares
+from service.store import estimates, faults, leases, models, outbox, queueing, shares
 from service.store.database import Database, transaction
 from service.store.finishing import finish, settle
 from service.store.housekeeping import Housekeeping
@@ -40,7 +39,7 @@ from service.store.jobs import (
 )
 from service.store.migrations import migrate
 from service.store.queueing import Limits
-from service.store.schema import calibration, counters, jobs, troubles, workers
+from service.store.schema import IS_QUEUED, counters, jobs, troubles, workers
 
 CROWD_SECONDS = 0.5
 TROUBLE_SECONDS = 20.0  # how long a report of trouble counts; who is still in it reports again
@@ -62,12 +61,13 @@ class JobStore(Housekeeping):
         clock: Callable[[], float] | None = None,
         connections: int = 10,
         listen_url: str = "",
+        model: str = "wan",
     ):
         self.database = Database(url, clock, connections, listen_url)
         self.limits, self.lease_seconds, self.bounds = limits or Limits(), lease_seconds, bounds or Bounds()
         self.retention, self.priority_ageing = retention, priority_ageing
-        self._crowd: estimates.Crowd | None = None
-        self._crowd_seen = -CROWD_SECONDS
+        self.model = model  # of jobs that name none, and of the worker that has this store
+        self._crowds: dict[str, tuple[float, estimates.Crowd]] = {}  # model -> when it was looked at, what was seen
         self.version = self.database.transact(migrate, patience=MIGRATION_SECONDS)
 
     @classmethod
@@ -81,6 +81,7 @@ class JobStore(Housekeeping):
             priority_ageing=settings.priority_ageing_seconds,
             connections=connections,
             listen_url=settings.listen_url,
+            model=settings.model_name,
         )
 
     def close(self) -> None:
@@ -93,6 +94,7 @@ class JobStore(Housekeeping):
         limits = self.limits
         if max_queued is not None:
             limits = replace(limits, max_queued_per_owner=min(max_queued, limits.max_queued_per_owner))
+        new = new if new.model else replace(new, model=self.model)
         try:
             job, made = self._submit(new, limits)
         except IntegrityError:  # the same idempotency key won a race
@@ -123,9 +125,14 @@ class JobStore(Housekeeping):
             if job.done:
                 return job, None
             now = self.database.now(conn)
-            if job.status == QUEUED and time.monotonic() - self._crowd_seen > CROWD_SECONDS:
-                self._crowd, self._crowd_seen = estimates.Crowd.load(conn, now), time.monotonic()
-            return job, estimates.of_job(conn, now, job, self._crowd)
+            return job, estimates.of_job(conn, now, job, self._crowd(conn, now, job) if job.status == QUEUED else None)
+
+    def _crowd(self, conn: Connection, now: float, job: Job) -> estimates.Crowd:
+        seen, crowd = self._crowds.get(job.model, (-CROWD_SECONDS, None))
+        if crowd is None or time.monotonic() - seen > CROWD_SECONDS:
+            crowd = estimates.Crowd.load(conn, now, job.model)
+            self._crowds[job.model] = (time.monotonic(), crowd)
+        return crowd
 
     def changes_of(self, job_ids: list[str]) -> dict[str, float]:
         """When each of these jobs changed last."""
@@ -169,8 +176,8 @@ class JobStore(Housekeeping):
 
     @transaction(durable=False)
     def lease(self, conn: Connection, worker: str) -> Lease | None:
-        """The next job, owned by `worker` for `lease_seconds`; None when nothing waits."""
-        taken = leases.lease(conn, self.database.now(conn), worker, self.lease_seconds)
+        """The next job of this store's model, owned by `worker` for `lease_seconds`; None when nothing waits."""
+        taken = leases.lease(conn, self.database.now(conn), worker, self.model, self.lease_seconds)
         if taken is not None:
             self.database.notify(conn, "leased", taken.job.id)
         return taken
@@ -255,7 +262,10 @@ class JobStore(Housekeeping):
     def anything_waits(self) -> bool:
         """Whether a lease may succeed; cheaper than trying, because it takes no write lock."""
         with self.database.read() as conn:
-            return shares.waiting(conn) > 0
+            return (
+                conn.execute(select(jobs.c.id).where(IS_QUEUED, jobs.c.model == self.model).limit(1)).first()
+                is not None
+            )
 
     def stop_requests(self, job_ids: list[str]) -> dict[str, bool]:
         """Those of the jobs that shall stop; True: cancelled, False: to make room for an urgent one."""
@@ -300,6 +310,7 @@ class JobStore(Housekeeping):
             "busy": busy,
             "seen_at": self.database.now(conn),
             "node": node or None,
+            "model": self.model,
         }
         shares.upsert(conn, workers, {"id": worker, **values}, ["id"], values)
 
@@ -309,20 +320,34 @@ class JobStore(Housekeeping):
 
     # --- numbers
 
-    def stats(self, slot_seconds: float = 180.0) -> dict:
-        """What the metrics and the page show of the whole queue; `slot_seconds`: see `Settings`."""
+    @transaction(durable=False)
+    def announce(self, conn: Connection, card: dict, costs: dict) -> None:
+        """Say what this store's model can do and costs; see `models`."""
+        models.announce(conn, self.database.now(conn), self.model, card, costs)
+
+    def announced(self) -> dict[str, tuple[dict, dict]]:
+        """Card and costs of every model that workers ever announced, by name."""
         with self.database.read() as conn:
-            numbers = estimates.stats(conn, self.database.now(conn), slot_seconds)
-            counts = dict(conn.execute(select(counters)).all())
+            return models.announced(conn)
+
+    def live_workers(self) -> dict[str, int]:
+        """Workers of each model that were seen lately."""
+        with self.database.read() as conn:
+            return models.live_workers(conn, self.database.now(conn))
+
+    def stats(self, slot_seconds: float = 180.0, model: str | None = None) -> dict:
+        """What the metrics show of one model's queue, and what is counted for all; `slot_seconds`: see `Settings`."""
+        with self.database.read() as conn:
+            numbers = estimates.stats(conn, self.database.now(conn), model or self.model, slot_seconds)
+            counts: dict[str, int] = {name: value for name, value in conn.execute(select(counters))}
         for kind, prefix in (("finished", "jobs_"), ("faults", "faults_")):
             numbers[kind] = {name[len(prefix) :]: value for name, value in counts.items() if name.startswith(prefix)}
         return numbers
 
-    def cost_factor(self) -> float:
-        """How much longer jobs really take than the formula says; 1 before the first one."""
+    def cost_factors(self) -> dict[str, float]:
+        """How much longer jobs of a model really take than the formula says; none before its first one."""
         with self.database.read() as conn:
-            value = conn.execute(select(calibration.c.log_ratio)).scalar()
-        return math.exp(value) if value is not None else 1.0
+            return models.factors(conn)
 
     def ping(self) -> None:
         """Unavailable when the database does not answer."""

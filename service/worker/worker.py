@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import asdict
 
 from service.errors import ServiceError, SettingsError, Unavailable
 from service.logs import job_id, prompt_fields, setup
@@ -96,6 +97,9 @@ class Worker:
         """Give back at once what an earlier process of this name had leased, and stop what it left running in Triton."""
         while not self.draining.is_set():
             try:
+                await asyncio.to_thread(
+                    self.tools.store.announce, self.settings.card.to_dict(), asdict(self.settings.costs)
+                )
                 lost = await asyncio.to_thread(self.tools.store.take_back, self.name)
                 if lost:
                     logger.info("leases of an earlier process given back", extra={"jobs": lost})

@@ -1,6 +1,7 @@
 """What the manifests render to: every overlay through the kustomize that ships in kubectl."""
 
 import functools
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -16,6 +17,13 @@ OVERLAYS = sorted(path.parent.relative_to(K8S / "overlays").as_posix() for path 
 SERVING = ("one-gpu", "eight-gpu", "spot", "cpu-demo")
 GPU_SERVING = ("one-gpu", "eight-gpu", "spot")
 WORKLOADS = ("Deployment", "StatefulSet", "Job")
+# Made by the operator, as k8s/README.md says, never written to a tracked file.
+OPERATORS_SECRETS = {
+    "wan-database": {"url"},
+    "wan-api-keys": {"keys.json"},
+    "wan-backup": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"},
+    "wan-storage": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"},
+}
 
 
 @functools.cache
@@ -28,6 +36,38 @@ def render(overlay: str) -> list[dict]:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+@functools.cache
+def published_crds() -> dict[tuple[str, str], dict]:
+    """(apiVersion, kind) -> JSON schema of the spec, closed: what is not in it is refused."""
+    folder = Path(os.environ.get("WAN_CRDS", ROOT.parent / "shared/crds"))
+    if not folder.is_dir():
+        pytest.skip("no CRDs: set WAN_CRDS to a folder with those of KEDA, the Prometheus operator and CloudNativePG")
+    found = {}
+    for path in folder.glob("*.yaml"):
+        for crd in yaml.safe_load_all(path.read_text()):
+            if crd and crd.get("kind") == "CustomResourceDefinition":
+                spec = crd["spec"]
+                for version in spec["versions"]:
+                    schema = _closed(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
+                    found[f"{spec['group']}/{version['name']}", spec["names"]["kind"]] = schema
+    return found
+
+
+def _closed(schema: dict) -> dict:
+    """A structural schema of Kubernetes as a strict JSON schema."""
+    made = {key: value for key, value in schema.items() if not key.startswith("x-kubernetes")}
+    if schema.get("x-kubernetes-int-or-string"):
+        made = {"anyOf": [{"type": "integer"}, {"type": "string"}]}
+    if "properties" in schema:
+        made["properties"] = {name: _closed(each) for name, each in schema["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            made.setdefault("additionalProperties", False)
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            made[key] = _closed(schema[key])
+    return made
 
 
 def of_kind(overlay: str, *kinds: str) -> list[dict]:

@@ -57,7 +57,7 @@ class Deployment:
         self.gateway_port, self.worker_ports = free_port(), {"w1": free_port(), "w2": free_port()}
         self.environment = {
             "WAN_STATE_DIR": str(folder), "WAN_RUN_DIR": str(triton.run_dir), "WAN_TRITON_URL": triton.grpc_url,
-            "WAN_MODEL_CARD": str(checkpoint / "wan.json"), "WAN_SLOTS": "1", "WAN_DRAIN_SECONDS": "540",
+            "WAN_MODEL_CARD": str(checkpoint / "wan.json"), "WAN_SLOTS": "1", "WAN_MODEL_NAME": "wan", "WAN_DRAIN_SECONDS": "540",
             "WAN_LEASE_SECONDS": "30", "WAN_LOG_LEVEL": "INFO", "OMP_NUM_THREADS": "1", "BENTOML_DO_NOT_TRACK": "true",
             "BENTOML_HOME": str(folder / "bentoml"), "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
         }  # fmt: skip
@@ -186,6 +186,8 @@ def test_every_query_of_the_dashboards_returns_data(wan):
     for path in sorted((K8S / "components/monitoring/dashboards").glob("*.json")):
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel["targets"]:
+                if "DCGM_" in target["expr"]:
+                    continue  # of NVIDIA's exporter, which needs a GPU
                 expression = target["expr"].replace("$namespace", "wan").replace("$price", "3.00")
                 until(lambda e=expression: wan.prometheus.query(e), 30)
 

@@ -10,6 +10,7 @@ from service.worker.drain import parse_arguments as drain_arguments
 from tests.k8s.rendering import (
     GPU_SERVING,
     K8S,
+    OPERATORS_SECRETS,
     OVERLAYS,
     SERVING,
     WORKLOADS,
@@ -102,14 +103,20 @@ def test_a_probe_gives_up_before_kubelet_cuts_it_off(overlay):
         options = parse_arguments(command[3:])
         # The probe asks several questions, of which at most the last one takes long.
         assert options.timeout < triton[name]["timeoutSeconds"]
-    patience = triton["startupProbe"]["periodSeconds"] * triton["startupProbe"]["failureThreshold"]
-    assert 1200 <= patience <= named(overlay, "Deployment", "wan-triton")["spec"]["progressDeadlineSeconds"]
+        assert options.within < triton[name]["timeoutSeconds"]
+    probe = triton["startupProbe"]
+    # What fails takes `within` at least and `timeoutSeconds` at most, however long kubelet means to pause.
+    patience = parse_arguments(probe["exec"]["command"][3:]).within * probe["failureThreshold"]
+    longest = max(probe["periodSeconds"], probe["timeoutSeconds"]) * probe["failureThreshold"]
+    assert 1200 <= patience <= longest <= 1800
+    assert longest < named(overlay, "Deployment", "wan-triton")["spec"]["progressDeadlineSeconds"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_reference_exists(overlay):
     existing = {(item["kind"], item["metadata"]["name"]) for item in render(overlay)}
     keys = {(i["kind"], i["metadata"]["name"]): set(i.get("data", {})) for i in of_kind(overlay, "Secret", "ConfigMap")}
+    keys |= {("Secret", name): found for name, found in OPERATORS_SECRETS.items()}
     for cluster in of_kind(overlay, "Cluster"):
         # CloudNativePG writes this Secret: https://cloudnative-pg.io/documentation/current/applications/
         keys[("Secret", f"{cluster['metadata']['name']}-app")] = {
@@ -121,6 +128,8 @@ def test_every_reference_exists(overlay):
             "dbname",
         }
     existing |= set(keys)
+    if overlay == "pool-14b":  # stands beside this one and shares its accounts and volumes
+        existing |= {(item["kind"], item["metadata"]["name"]) for item in render("one-gpu")}
     for workload in of_kind(overlay, *WORKLOADS):
         pod = pod_spec(workload)
         claimed = {template["metadata"]["name"] for template in workload["spec"].get("volumeClaimTemplates", [])}
@@ -257,7 +266,8 @@ def test_run_directory_and_shm_are_shared_memory(overlay):
 @pytest.mark.parametrize("overlay", GPU_SERVING)
 def test_gpu_pods_go_to_gpu_nodes(overlay):
     pod = pod_spec(named(overlay, "Deployment", "wan-triton"))
-    assert "nvidia.com/gpu.product" in pod["nodeSelector"]
+    # The engines run on every GPU of this compute capability, whatever it is called: H100, H200, GH200.
+    assert pod["nodeSelector"] == {"nvidia.com/gpu.compute.major": "9", "nvidia.com/gpu.compute.minor": "0"}
     assert any(t["key"] == "nvidia.com/gpu" for t in pod["tolerations"])
     assert pod["topologySpreadConstraints"]
     expected = "8" if overlay == "eight-gpu" else "1"
@@ -334,7 +344,10 @@ def test_a_fleet_of_none_needs_no_prometheus_to_start(overlay):
     assert [t["metadata"]["format"] for t in others] == ["prometheus"]
     assert [port["port"] for port in service["spec"]["ports"]] == [80]
     policy = next(i["spec"] for i in of_kind(overlay, "NetworkPolicy") if i["metadata"]["name"] == "wan-gateway")
-    assert policy["ingress"][0]["from"] == [{"namespaceSelector": {}}], "KEDA runs in a namespace of its own"
+    (source,) = policy["ingress"][0]["from"]
+    (named_ones,) = source["namespaceSelector"]["matchExpressions"]
+    assert (named_ones["key"], named_ones["operator"]) == ("kubernetes.io/metadata.name", "In")
+    assert {"keda", "monitoring"} <= set(named_ones["values"])
 
 
 @pytest.mark.parametrize("overlay", ["one-gpu", "spot"])
@@ -345,6 +358,8 @@ def test_the_autoscaler_looks_at_its_own_namespace(overlay, tmp_path):
     scaled = next(i for i in render(str(tmp_path / "k8s/overlays" / overlay)) if i["kind"] == "ScaledObject")
     assert scaled["metadata"]["namespace"] == "another"
     triggers = {t["name"]: t["metadata"] for t in scaled["spec"]["triggers"]}
-    assert triggers["demand"]["query"] == 'max(wan_demand_slots{namespace="another"})'
-    assert triggers["busy"]["query"] == 'max(wan_workers{namespace="another",state="busy"})'
+    assert triggers["demand"]["query"] == 'max(wan_demand_slots{namespace="another",model="wan"})'
+    assert triggers["busy"]["query"] == (
+        'max(avg_over_time(wan_workers{namespace="another",model="wan",state="busy"}[5m]))'
+    )
     assert triggers["gateway"]["url"] == "http://wan-gateway.another.svc/metrics"

@@ -5,35 +5,34 @@ import functools
 import jsonschema
 import kubernetes_validate
 import pytest
-import yaml
 
-from tests.k8s.rendering import K8S, OVERLAYS, SERVING, WORKLOADS, of_kind, pod_spec, render
+from tests.k8s.rendering import K8S, OVERLAYS, SERVING, WORKLOADS, of_kind, pod_spec, published_crds, render
 
 # The library reads its two megabytes of definitions again for every object.
 kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 VERSIONS = ("1.33", "1.34", "1.35")
-CRDS = yaml.safe_load((K8S.parent / "tests/k8s/crds.yaml").read_text())
+OPERATORS = ("keda.sh/", "monitoring.coreos.com/", "postgresql.cnpg.io/")
 
 
 def test_all_overlays_are_known():
-    assert set(OVERLAYS) == {*SERVING, "one-gpu/engines", "eight-gpu/engines"}
+    assert set(OVERLAYS) == {*SERVING, "pool-14b", "one-gpu/engines", "eight-gpu/engines"}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_object_fits_the_kubernetes_schema(overlay, version):
     for item in render(overlay):
-        if item["kind"] not in CRDS:
+        if not item["apiVersion"].startswith(OPERATORS):
             assert kubernetes_validate.validate(item, version, strict=True) == version
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_custom_resources_fit_their_published_fields(overlay):
     for item in render(overlay):
-        if schema := CRDS.get(item["kind"]):
-            assert item["apiVersion"] == schema["apiVersion"]
+        if item["apiVersion"].startswith(OPERATORS):
             assert set(item) == {"apiVersion", "kind", "metadata", "spec"}
-            jsonschema.Draft202012Validator(schema["spec"]).validate(item["spec"])
+            schema = published_crds()[item["apiVersion"], item["kind"]]
+            jsonschema.Draft202012Validator(schema).validate(item["spec"])
 
 
 def test_a_misspelt_field_is_refused():
@@ -41,9 +40,20 @@ def test_a_misspelt_field_is_refused():
     broken = deployment | {"spec": deployment["spec"] | {"replica": 1}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken, VERSIONS[0], strict=True)
-    scaled = next(item for item in render("one-gpu") if item["kind"] == "ScaledObject")["spec"]
+
+
+@pytest.mark.parametrize(
+    ("overlay", "kind", "field"),
+    [
+        ("one-gpu", "ScaledObject", "minReplicas"),
+        ("eight-gpu", "Cluster", "replicas"),
+        ("one-gpu", "PodMonitor", "port"),
+    ],
+)
+def test_a_misspelt_field_of_an_operator_is_refused(overlay, kind, field):
+    item = of_kind(overlay, kind)[0]
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(scaled | {"minReplicas": 1}, CRDS["ScaledObject"]["spec"])
+        jsonschema.validate(item["spec"] | {field: 1}, published_crds()[item["apiVersion"], kind])
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

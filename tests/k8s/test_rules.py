@@ -49,13 +49,15 @@ def test_the_query_of_the_autoscaler_counts_a_database_once_and_no_other_namespa
     """Two gateways show the same job table, a second deployment another one, one of the gateways is gone for a while."""
     triggers = {t["name"]: t["metadata"] for t in of_kind(overlay, "ScaledObject")[0]["spec"]["triggers"]}
     series = {
-        'wan_demand_slots{namespace="wan",pod="a"}': "3.5x10",
-        'wan_demand_slots{namespace="wan",pod="b"}': "3.5x5 stale",
-        'wan_demand_slots{namespace="another",pod="c"}': "70x10",
-        'wan_workers{namespace="wan",pod="a",state="busy"}': "2x10",
-        'wan_workers{namespace="wan",pod="b",state="busy"}': "2x10",
-        'wan_workers{namespace="wan",pod="a",state="draining"}': "9x10",
-        'wan_workers{namespace="another",pod="c",state="busy"}': "40x10",
+        'wan_demand_slots{namespace="wan",model="wan",pod="a"}': "3.5x10",
+        'wan_demand_slots{namespace="wan",model="wan",pod="b"}': "3.5x5 stale",
+        'wan_demand_slots{namespace="wan",model="wan-14b",pod="a"}': "50x10",
+        'wan_demand_slots{namespace="another",model="wan",pod="c"}': "70x10",
+        'wan_workers{namespace="wan",model="wan",pod="a",state="busy"}': "2x10",
+        'wan_workers{namespace="wan",model="wan",pod="b",state="busy"}': "2x10",
+        'wan_workers{namespace="wan",model="wan",pod="a",state="draining"}': "9x10",
+        'wan_workers{namespace="wan",model="wan-14b",pod="a",state="busy"}': "20x10",
+        'wan_workers{namespace="another",model="wan",pod="c",state="busy"}': "40x10",
     }
     expected = {"demand": 3.5, "busy": 2}
     cases = [
@@ -89,5 +91,5 @@ def test_every_alert_has_its_place_in_the_runbook():
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     assert set(sections) == set(ALERTS)
     for name, rule in ALERTS.items():
-        assert rule["annotations"]["runbook"] == f"k8s/components/monitoring/runbook.md#{name.lower()}"
+        assert rule["annotations"]["runbook_url"].endswith(f"/components/monitoring/runbook.md#{name.lower()}")
         assert {"**Means**", "**Look**", "**Do**"} <= set(re.findall(r"\*\*\w+\*\*", sections[name])), name

@@ -5,12 +5,13 @@ import pytest
 from service.settings import Settings, load_settings
 from stages.settings import StageSettings
 from stages.settings import load_settings as load_stage_settings
-from tests.k8s.rendering import SERVING, config, containers, of_kind
+from tests.k8s.rendering import OPERATORS_SECRETS, SERVING, config, containers, of_kind
 
 
 def environment(overlay: str, spec: dict) -> dict[str, str]:
     """The variables of a container as kubelet would set them; values from fields and operators' secrets are made up."""
     sources = {(i["kind"], i["metadata"]["name"]): i for i in of_kind(overlay, "ConfigMap", "Secret")}
+    sources |= {("Secret", name): {"data": keys} for name, keys in OPERATORS_SECRETS.items()}
     values = {}
     for source in spec.get("envFrom", []):
         kind = "ConfigMap" if "configMapRef" in source else "Secret"

@@ -54,7 +54,7 @@ def test_bentoml_generate_returns_the_video_and_metrics_show_it(drill):
     assert "multiples of 16" in refused.text
     metrics = httpx.get(f"{drill.stack.url}/metrics").text
     for name in ('wan_stage_seconds_count{stage="vae_decoder"}', 'wan_jobs_total{status="completed"}',
-                 'wan_backlog_gpu_seconds{state="running"}', 'wan_denoise_steps_total{kind="resumed"}',
+                 'wan_backlog_gpu_seconds{model="wan-real",state="running"}', 'wan_denoise_steps_total{kind="resumed"}',
                  'wan_http_requests_total{method="GET",route="/v1/videos/{id}",status="200"}'):  # fmt: skip
         assert name in metrics
 

@@ -19,6 +19,7 @@ def test_defaults_need_no_environment(tmp_path):
         ("WAN_MAX_ATTEMPTS", "0", "greater than or equal to 1"),
         ("WAN_DATABASE_URL", "mysql://x", "sqlite:///PATH or postgresql"),
         ("WAN_LOG_LEVEL", "loud", "'DEBUG', 'INFO'"),
+        ("WAN_WEBHOOK_PORTS", "https", "pattern"),
     ],
 )
 def test_a_bad_value_names_key_value_and_what_is_allowed(monkeypatch, key, value, allowed):

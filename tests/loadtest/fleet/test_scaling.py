@@ -43,10 +43,10 @@ def test_one_long_job_asks_for_one_replica(policy):
 
 
 def test_many_short_jobs_share_replicas_and_long_ones_do_not(policy):
-    assert wanted(policy, *[18] * 50) == 5
+    assert wanted(policy, *[12] * 50) == 5
     assert wanted(policy, *[3600] * 5) == 5
-    assert wanted(policy, *[18] * 50, *[3600] * 5) == 10
-    assert wanted(policy, *[18] * 50, 3600, busy=1) == 6
+    assert wanted(policy, *[12] * 50, *[3600] * 5) == 10
+    assert wanted(policy, *[12] * 50, 3600, busy=1) == 6
 
 
 def test_busy_replicas_are_never_counted_as_idle(policy):
@@ -81,7 +81,11 @@ def test_adapter_and_keda_ask_the_same_question(policy):
         assert rule["metricsQuery"].endswith(" by (<<.GroupBy>>)")
         assert rule["resources"] == {"overrides": {"namespace": {"resource": "namespace"}}}
         series = rule["seriesQuery"].split("{")[0]
-        query = rule["metricsQuery"].replace("<<.Series>>", series).replace("<<.LabelMatchers>>", 'namespace="wan"')
+        query = (
+            rule["metricsQuery"]
+            .replace("<<.Series>>", series)
+            .replace("<<.LabelMatchers>>", 'namespace="wan",model="wan"')
+        )
         asked[rule["name"]["as"]] = query.removesuffix(" by (<<.GroupBy>>)")
     assert asked == {"wan_demand_slots": policy.demand_query, "wan_workers_busy": policy.busy_query}
 

@@ -13,7 +13,7 @@ CARD = ModelCard(defaults=Defaults(width=64, height=64, num_frames=17, steps=20,
 
 
 def resolve(**values):
-    return requests.parse({"prompt": "x"} | values).resolve(CARD, "wan")
+    return requests.parse({"prompt": "x"} | values).resolve(CARD)
 
 
 def test_the_bounds_are_the_models():

@@ -191,3 +191,12 @@ def test_private_names_may_be_called_where_that_is_allowed():
         webhooks.check_url(url, allow_private=True)
     with pytest.raises(InvalidRequest):
         webhooks.check_url("http://xn--/", allow_private=True)
+
+
+@pytest.mark.parametrize(("url", "fits"), [("https://example.com/", True), ("https://example.com:8443/", True),
+                                           ("http://example.com/", False), ("https://example.com:8080/", False)])  # fmt: skip
+def test_a_port_that_the_network_would_drop_is_refused_by_name(url, fits):
+    if fits:
+        return webhooks.check_url(url, False, (443, 8443))
+    with pytest.raises(InvalidRequest, match="one of the ports 443, 8443"):
+        webhooks.check_url(url, False, (443, 8443))

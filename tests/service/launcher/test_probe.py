@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 
-from service.launcher.probe import main
+from service.launcher.probe import PROBES, ProbeFailed, main
 from service.launcher.processes import find_stubs
 from service.launcher.server import TritonServer
 from tests.service.launcher import minimal_repository
@@ -86,7 +86,7 @@ def test_only_a_busy_slot_without_steps_is_stuck(inflight, age, status, monkeypa
         f'wan_denoise_heartbeat_timestamp_seconds{{stage="denoise",slot="0_0"}} {time.time() - age:.6f}',
     ]
     with _metrics_page("\n".join(lines)) as url:
-        from service.launcher.probe import ProbeFailed, Triton
+        from service.launcher.probe import Triton
 
         triton = Triton("http://127.0.0.1:9", url, timeout=2)
         if status:
@@ -123,3 +123,19 @@ def _until(check, seconds: float = 60) -> None:
     while not check():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("failures", "status"), [(1, 0), (1000, 1)])
+def test_a_probe_that_may_wait_sees_a_start_soon_and_gives_up_in_time(failures, status, monkeypatch):
+    """kubelet's own pauses would either miss the start for minutes or make its bound hours."""
+    asked = []
+
+    def starting(triton, options):
+        asked.append(time.monotonic())
+        if len(asked) <= failures:
+            raise ProbeFailed("still loading")
+
+    monkeypatch.setitem(PROBES, "ready", starting)
+    assert main(["ready", "--within", "3"]) == status
+    assert asked[-1] - asked[0] < 3
+    assert len(asked) > 1

@@ -254,11 +254,11 @@ def test_position_and_eta_follow_the_order_of_leases(store, clock):
 
 
 def test_predictions_learn_from_finished_jobs(store, clock):
-    assert store.cost_factor() == 1.0
+    assert store.cost_factors() == {}
     submit(store, clock, *(new(cost=10.0) for _ in range(5)))
     for _ in range(5):
         store.complete(store.lease("w"), "v", 1, {"gpu_seconds": 30.0})
-    assert store.cost_factor() == pytest.approx(3.0)
+    assert store.cost_factors() == {"wan": pytest.approx(3.0)}
 
 
 def test_stats_count_what_waits_and_runs(store, clock):

@@ -1,0 +1,104 @@
+"""Is our scaling rule at or below every other one? `python -m loadtest frontier`: cost at equal wait, paired over seeds.
+
+For each mix and seed our rule runs at its target; every other rule runs at all of its targets, and its cost at our 95th percentile
+of the wait is read off its own curve. All rules see the same arrivals, so that the difference has no noise of the trace.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+
+from loadtest.fleet.fleet import Fleet, FleetOptions
+from loadtest.fleet.mix import DEFAULT_MIX, parse_mix
+from loadtest.fleet.report import summarise
+from loadtest.fleet.rules import OURS, rules
+from loadtest.fleet.scaling import ScalingPolicy
+from loadtest.fleet.trace import make_trace
+
+# name -> shape, jobs, jobs an hour, mix
+MIXES = {
+    "mixed, a day's curve": ("day", 8000, 400.0, DEFAULT_MIX),
+    "14 s only": ("day", 10_000, 2400.0, "short:1:14"),
+    "14 s and half an hour": ("day", 4000, 90.0, "short:0.7:14,long:0.3:1800"),
+    "shifts between cheap and dear": ("shift", 8000, 400.0, DEFAULT_MIX),
+}
+# Student's t, two-sided 95 %, by degrees of freedom
+T95 = {1: 12.71, 2: 4.303, 3: 3.182, 5: 2.571, 7: 2.365, 9: 2.262, 11: 2.201, 15: 2.131, 19: 2.093}
+POLICY = ScalingPolicy.from_manifest().resized(max_replicas=256)
+
+
+def run(mix: str, rule: str, target: float, seed: int) -> tuple[float, float]:
+    """(95th percentile of the wait, GPU-hours a video) of one simulation."""
+    shape, jobs, per_hour, kinds = MIXES[mix]
+    trace = make_trace(shape, jobs, per_hour, parse_mix(kinds), 0.1, seed)
+    row = summarise(Fleet(trace, POLICY, rules(POLICY)[rule].make(target), FleetOptions(), seed).run())
+    return row["wait_p95"], row["gpu_hours_per_video"]
+
+
+def cost_at(wait: float, curve: list[tuple[float, float]]) -> float | None:
+    """Cost of a rule where its wait is `wait`, between its targets; None if it never waits as little.
+
+    A rule that waits less at every target costs at least what its cheapest target costs.
+    """
+    fast = [cost for waited, cost in curve if waited <= wait]
+    if not fast:
+        return None
+    curve = sorted(curve)
+    lowest = np.minimum.accumulate([cost for _, cost in curve])  # a longer wait never has to cost more
+    return float(np.interp(wait, [waited for waited, _ in curve], lowest))
+
+
+def differences(mix: str, seeds: int, pool) -> dict:
+    """Our wait and cost, and how much more (a share) every other rule costs at that wait, with its 95 % interval."""
+    kinds = rules(POLICY)
+    ours = pool.starmap(run, [(mix, OURS, kinds[OURS].target, seed) for seed in range(seeds)])
+    found = {
+        "wait_p95": float(np.mean([w for w, _ in ours])),
+        "cost": float(np.mean([c for _, c in ours])),
+        "others": {},
+    }
+    for name, kind in kinds.items():
+        if name == OURS:
+            continue
+        runs = pool.starmap(run, [(mix, name, target, seed) for seed in range(seeds) for target in kind.sweep])
+        curves = [runs[seed * len(kind.sweep) : (seed + 1) * len(kind.sweep)] for seed in range(seeds)]
+        costs = [cost_at(wait, curve) for (wait, _), curve in zip(ours, curves, strict=True)]
+        if None in costs:
+            found["others"][name] = None
+            continue
+        more = np.array([cost / own - 1 for cost, (_, own) in zip(costs, ours, strict=True)])
+        half = T95[max(k for k in T95 if k <= seeds - 1)] * more.std(ddof=1) / math.sqrt(seeds)
+        found["others"][name] = [float(more.mean()), float(half)]
+    return found
+
+
+def table(result: dict) -> str:
+    """As Markdown, one line a mix."""
+    names = list(next(iter(result.values()))["others"])
+    lines = [
+        "| mix | our wait p95 | our GPU-hours a video | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 3) + "|",
+    ]
+    for mix, row in result.items():
+        cells = ["never" if row["others"][n] is None else "{:+.1f} ± {:.1f} %".format(*(100 * v for v in row["others"][n]))
+                 for n in names]  # fmt: skip
+        lines.append(f"| {mix} | {row['wait_p95']:.0f} s | {row['cost']:.4f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=int, choices=[k + 1 for k in T95], default=12)
+    parser.add_argument("--out", type=Path, default=Path("build/frontier.json"))
+
+
+def handle(options: argparse.Namespace) -> int:
+    with multiprocessing.get_context("fork").Pool() as pool:
+        result = {mix: differences(mix, options.seeds, pool) for mix in MIXES}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"seeds": options.seeds, "mixes": result}, indent=1) + "\n")
+    print(table(result))
+    return 0
