@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from service import storage
+from service import formats, storage
 from service.errors import (
     CheckpointRefused,
     GenerationCancelled,
@@ -166,11 +166,14 @@ class Attempt:
         """Encode, store, publish."""
         started = time.monotonic()
         self._phase = "encode"
-        local = self.run_dir.path / "video.mp4"
-        fps = int(self.job.request.get("fps") or info.get("fps") or 16)
-        encoded = self._stubbornly(_encode, frames, fps, local)
+        request = self.job.request
+        made = formats.BY_NAME[request.get("output_format", formats.H264.name)]
+        local = self.run_dir.path / f"video.{made.suffix}"
+        fps = int(request.get("fps") or info.get("fps") or 16)
+        note = video.note(request, self.tools.settings.model_name)
+        encoded = self._stubbornly(_encode, frames, fps, local, made, request.get("crf"), note)
         _, digest = await asyncio.gather(encoded, asyncio.to_thread(_digest, frames))
-        key = storage.video_key(self.job.id, self.lease.fence)
+        key = storage.video_key(self.job.id, self.lease.fence, made.suffix)
         size = await self._stubbornly(self.tools.files.put, local, key)
         computed = dict(info.get("seconds") or {})
         waited = max(0.0, self.job.started_at - self.job.created_at)
@@ -354,8 +357,8 @@ def _digest(frames) -> str:
     return hashlib.sha256(frames).hexdigest()
 
 
-def _encode(frames, fps: int, target: Path) -> None:
+def _encode(frames, fps: int, target: Path, *how) -> None:
     try:
-        video.encode(frames, fps, target)
+        video.encode(frames, fps, target, *how)
     except OSError as error:
         raise StorageError(f"cannot write the video: {error}") from error
