@@ -11,7 +11,7 @@ from service.store.jobs import COMPLETED, FAILED, RUNNING
 
 
 class ErrorDetail(BaseModel):
-    code: str
+    code: str | int  # a number, the status, in OpenRouter's shape
     message: str
     param: str | None = None
     type: str

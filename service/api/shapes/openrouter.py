@@ -61,6 +61,8 @@ class VideoModel(BaseModel):
     supported_frame_images: list[str]
     generate_audio: bool = False
     seed: bool = True
+    creativity: list[int] | None = None  # of models that enlarge, as the next
+    upscale_factor: dict | None = None
     pricing_skus: dict[str, str]
     allowed_passthrough_parameters: list[str]
 

@@ -1,5 +1,6 @@
 """vLLM-Omni and SGLang: their create is `POST /v1/videos` too; this is what their bodies say beyond ours."""
 
+from contract.media import MEDIA
 from contract.parameters import BY_NAME
 from service.api.shapes.translation import ANY, without
 
@@ -24,9 +25,10 @@ SGLANG = {
     "num_outputs_per_prompt": ("1",),
     "quality": ("standard",),
 }
+FILES = {name for medium in MEDIA for name in (medium.name, *medium.aliases)}  # null where there is none
 FOREIGN = {name: harmless for name, harmless in {**VLLM_OMNI, **SGLANG}.items() if name not in BY_NAME}
 
 
 def plain(values: dict) -> dict:
     """The body of `POST /v1/videos` without what only other servers know, as long as that asks for nothing."""
-    return without(values, FOREIGN)
+    return without({name: value for name, value in values.items() if value is not None or name not in FILES}, FOREIGN)
