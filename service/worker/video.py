@@ -44,4 +44,6 @@ def note(request: dict, model: str) -> str:
     if request.get("embed_prompt"):
         told |= prompts
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in prompts.items()}
-    return json.dumps({"wan": 1, "model": model, "request": told, "sha256": digests}, ensure_ascii=False)
+    file = {name: request[name] for name in ("output_format", "crf", "embed_prompt") if name in request}
+    note = {"wan": 1, "model": model, "request": told, "sha256": digests, "file": file}
+    return json.dumps(note, ensure_ascii=False)
