@@ -27,7 +27,7 @@ VP9 = Format(
 )  # fmt: skip
 GIF = Format(
     "gif", "gif", "image/gif",
-    ("-vf", "split[a][b];[a]palettegen=stats_mode=diff[p];[b][p]paletteuse=dither=bayer:bayer_scale=4", "-loop", "0"),
+    ("-vf", "split[a][b];[a]palettegen[p];[b][p]paletteuse=dither=bayer:bayer_scale=4", "-loop", "0"),
 )  # fmt: skip
 WEBP = Format("webp", "webp", "image/webp", ("-c:v", "libwebp_anim", "-quality", "85", "-loop", "0", "-f", "webp"))
 FORMATS = (H264, VP9, GIF, WEBP)
