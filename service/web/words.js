@@ -54,6 +54,12 @@ const CHINESE = {
   "Frames a second": "每秒帧数",
   "Seed": "随机种子",
   "random": "随机",
+  "In pixels.": "以像素计。",
+  "Length of the video.": "视频长度。",
+  "Sampler steps.": "采样步数。",
+  "1: no guidance, half the work.": "1：无引导，计算量减半。",
+  "Of the file; the frames stay the same.": "文件的帧率；画面不变。",
+  "Same seed, same video; drawn and reported if left out.": "相同种子得到相同视频；留空则随机抽取并告知。",
   "Priority": "优先级",
   "Show previews": "显示预览",
   "Failed: {reason}": "失败：{reason}",
@@ -76,12 +82,25 @@ const CHINESE = {
   "Packing {n} of {all}…": "正在打包 {n} / {all}…",
 };
 
+// What a rule allows.
+const RULES = [
+  [/^a multiple of (\d+), (\d+) to (\d+)$/, "$1 的倍数，$2 到 $3"],
+  [/^(\d+n \+ 1), (\d+) to (\d+)$/, "$1，$2 到 $3"],
+  [/^([\d.]+) to ([\d.]+)$/, "$1 到 $2"],
+  [/^text of at most (\d+) characters$/, "最多 $1 个字符"],
+];
+
 export const language = localStorage.getItem("wan-language") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
 
 // The text in the language of the page; {name} stands for values.name.
 export function t(text, values = {}) {
-  const said = language === "zh" ? (CHINESE[text] ?? text) : text;
+  const said = language === "zh" ? (CHINESE[text] ?? ruled(text)) : text;
   return said.replace(/\{(\w+)\}/g, (all, name) => values[name] ?? all);
+}
+
+function ruled(text) {
+  const [pattern, said] = RULES.find(([pattern]) => pattern.test(text)) ?? [text, text];
+  return text.replace(pattern, said);
 }
 
 // Every text and label below a node that has a translation.
@@ -89,7 +108,7 @@ export function translate(root) {
   const texts = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
   for (let node = texts.nextNode(); node; node = texts.nextNode()) {
     const text = node.data.trim();
-    if (text in CHINESE) node.data = node.data.replace(text, t(text));
+    if (text) node.data = node.data.replace(text, t(text));
   }
   for (const name of ["placeholder", "aria-label", "title"]) {
     for (const node of root.querySelectorAll(`[${name}]`)) node.setAttribute(name, t(node.getAttribute(name)));
