@@ -20,7 +20,7 @@ router = APIRouter(prefix="/api/v1", tags=["OpenRouter"])
 RATIOS = ("16:9", "9:16", "1:1", "4:3", "3:4", "3:2", "2:3", "21:9", "9:21")
 RESOLUTIONS = ("480p", "720p", "1080p")
 NAMES = {"duration": "seconds", "callback_url": "webhook_url"}
-FOREIGN = {"generate_audio": (), "provider": (), "input_references": (), "frame_images": (), "user": ()}
+FOREIGN = {"generate_audio": (), "provider": (), "input_references": ()}
 FRAMES = {"first_frame": "input_reference", "last_frame": "last_image"}
 NEARLY = 0.05  # the checkpoint's own size stands for a ratio that it misses by less
 _BODY = {
