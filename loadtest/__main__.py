@@ -21,6 +21,7 @@ COMMANDS = {
         "traffic.perf_analyzer",
         "NVIDIA's perf_analyzer on the ensemble and its stages, beside our client.",
     ),
+    "mlperf": ("traffic.mlperf.command", "MLPerf's LoadGen against the service or the bare ensemble; its verdict."),
     "scaling": ("traffic.scaling", "Throughput with 1, 2, … workers; cost of a job against the length of the queue."),
     "table": ("traffic.table", "Run the measurements of the README, and print them as one Markdown table."),
     "serve": (

@@ -6,9 +6,9 @@ import sys
 import time
 
 from service import options
+from service.client import say
 from service.errors import SettingsError
 from service.launcher.server import TritonServerError
-from service.run import say
 from service.stack import Stack, StackError, check_settings, exported
 
 

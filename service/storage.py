@@ -17,8 +17,8 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)\.safetensors")
 CHUNK = 1 << 20
 
 
-def video_key(job_id: str, fence: int) -> str:
-    return f"{job_id}/video-{fence}.mp4"
+def video_key(job_id: str, fence: int, suffix: str = "mp4") -> str:
+    return f"{job_id}/video-{fence}.{suffix}"
 
 
 def checkpoint_key(job_id: str, fence: int) -> str:
@@ -84,6 +84,10 @@ class Storage:
         with _storage_errors("read"):
             self.fs.get_file(self._path(key), str(temporary))
             os.replace(temporary, target)
+
+    def location(self, key: str) -> str:
+        """Where a file is, for somebody with access to the same disk or bucket."""
+        return self._path(key) if self.local else self.fs.unstrip_protocol(self._path(key))
 
     def size(self, key: str) -> int:
         with _storage_errors("read"):

@@ -5,12 +5,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, create_model
 
 from contract import PARAMETERS
+from service.formats import BY_NAME, H264
 from service.store import Estimate, Job, Priority
 from service.store.jobs import COMPLETED, FAILED, RUNNING
 
 
 class ErrorDetail(BaseModel):
-    code: str
+    code: str | int  # a number, the status, in OpenRouter's shape
     message: str
     param: str | None = None
     type: str
@@ -61,6 +62,7 @@ class VideoAnswer(BaseModel):
     preview_url: str | None = None
     # the result
     url: str | None = None
+    thumbnail_url: str | None = None
     media_type: str | None = None
     file_name: str | None = None
     file_bytes: int | None = None
@@ -142,7 +144,7 @@ def percent(job: Job) -> int:
 def video(job: Job, estimate: Estimate | None) -> VideoAnswer:
     """The answer for one job."""
     request, info = job.request, job.info or {}
-    done = job.status == COMPLETED
+    done, made = job.status == COMPLETED, BY_NAME[request.get("output_format", H264.name)]
     return Video(
         id=job.id,
         model=job.model,
@@ -158,6 +160,7 @@ def video(job: Job, estimate: Estimate | None) -> VideoAnswer:
         error=JobError(code=job.error_code or "", message=job.error_message or "") if job.status == FAILED else None,
         **{p.name: request.get(p.name) for p in SHOWN},
         user=request.get("user"),
+        remixed_from_video_id=request.get("remixed_from"),
         priority=Priority(job.priority).name,
         phase=job.phase,
         step=job.step,
@@ -169,8 +172,9 @@ def video(job: Job, estimate: Estimate | None) -> VideoAnswer:
         resumed_from=info.get("resumed_from"),
         preview_url=_preview_url(job),
         url=f"/v1/videos/{job.id}/content" if done else None,
-        media_type="video/mp4" if done else None,
-        file_name=f"{job.id}.mp4" if done else None,
+        media_type=made.media_type if done else None,
+        file_name=f"{job.id}.{made.suffix}" if done else None,
+        thumbnail_url=f"/v1/videos/{job.id}/content?variant=thumbnail" if done else None,
         file_bytes=job.video_bytes,
         **{name: info.get(name) for name in ("frames_sha256", "steps_computed", "steps_skipped", "engine")},
         inference_time_s=info.get("gpu_seconds"),

@@ -11,9 +11,10 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from service.api import problems, videos
+from service.api import problems
 from service.api.gateway import Gateway
 from service.api.guard import Guard
+from service.api.shapes.table import ROUTERS
 from service.errors import InvalidRequest, MethodNotAllowed, NotFound, ServiceError
 from service.logs import setup
 from service.settings import Settings
@@ -43,14 +44,15 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="Wan video generation",
         version="1",
-        description="Text to video with Wan; compatible with OpenAI's /v1/videos.",
+        description="Text to video with Wan; see docs/clients.md for the other servers whose API this is too.",
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
     )
     app.state.gateway = Gateway(settings)
     app.add_middleware(Guard, gateway=app.state.gateway)
-    app.include_router(videos.router)
+    for router in reversed(ROUTERS):  # a fixed path such as /videos/models before /videos/{id}
+        app.include_router(router)
     _add_errors(app)
     _add_page(app)
     return app
@@ -86,7 +88,7 @@ def _add_errors(app: FastAPI) -> None:
     # BentoML serves its own routes beside this application; under /v1 the answer to a wrong path is ours
     @app.api_route("/v1/{path:path}", methods=METHODS, include_in_schema=False)
     async def nothing_here(request: Request, path: str):
-        known = videos.router.routes
+        known = [route for router in ROUTERS for route in router.routes]
         methods = {
             name
             for route in known

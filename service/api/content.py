@@ -6,10 +6,18 @@ from collections.abc import Iterator
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from service import formats
 from service.errors import RangeNotSatisfiable
 from service.storage import Storage
+from service.store import Job
 
 RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
+
+DOCUMENTED: dict = {
+    200: {"content": {"video/mp4": {}, "video/webm": {}, "image/webp": {}, "image/gif": {}, "image/jpeg": {}}},
+    206: {"content": {"video/mp4": {}, "video/webm": {}, "image/webp": {}, "image/gif": {}, "image/jpeg": {}}},
+}
+DOCUMENTED[200]["description"], DOCUMENTED[206]["description"] = "The file", "A part of it"
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
@@ -55,3 +63,11 @@ def file_response(request: Request, files: Storage, key: str, size: int, media_t
         return Response(status_code=206 if part else 200, headers=headers, media_type=media_type)
     pieces: Iterator[bytes] = files.read(key, start, stop)
     return StreamingResponse(pieces, 206 if part else 200, headers, media_type)
+
+
+def video_response(request: Request, files: Storage, job: Job) -> Response:
+    """The video of a completed job."""
+    name = job.video_key.rpartition("/")[2]
+    made = formats.BY_SUFFIX[name.rpartition(".")[2]]
+    size = files.size(job.video_key)
+    return file_response(request, files, job.video_key, size, made.media_type, f"{job.id}.{made.suffix}")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from service.api.auth import Caller, Keys
 from service.api.catalogue import Catalogue, Served
 from service.api.feed import Feed, News
 from service.api.requests import RequestBody, stable_seed
+from service.api.shapes import notices
 from service.errors import InvalidRequest, ServiceError, StorageError, Unavailable
 from service.logs import prompt_fields
 from service.metrics import measured_metrics, store_metrics
@@ -93,8 +95,13 @@ class Gateway:
 
     # --- jobs
 
-    async def submit(self, request: RequestBody, caller: Caller, idempotency_key: str | None) -> tuple[Job, bool]:
-        """Price, admit and store a job; (job, False) when the idempotency key was used before."""
+    async def submit(
+        self, request: RequestBody, caller: Caller, idempotency_key: str | None, about: dict | None = None
+    ) -> tuple[Job, bool]:
+        """Price, admit and store a job; (job, False) when the idempotency key was used before.
+
+        `about`: kept with the request, such as what it is a remix of.
+        """
         priority = caller.allow(request.priority, "priority" in request.model_fields_set)
         if request.webhook_url is not None:
             webhooks.check_url(request.webhook_url, self.settings.webhook_allow_private, self.settings.ports)
@@ -103,6 +110,9 @@ class Gateway:
         if request.given("seed") is None and idempotency_key is not None:
             # a repetition must be recognised as the same request although its seed would be drawn anew
             values["seed"] = stable_seed(caller.name, idempotency_key)
+        values |= about or {}
+        if request.reuse_finished and (job := await run_in_threadpool(self.store.finished_like, caller.name, values)):
+            return job, False
         raw, cost = served.price(values)
         if cost > self.settings.max_job_gpu_seconds:
             raise _too_much(cost, self.settings.max_job_gpu_seconds)
@@ -221,8 +231,8 @@ class Gateway:
     async def _send(self, sender: webhooks.Sender, delivery: Delivery, places: asyncio.Semaphore) -> None:
         try:
             job = await run_in_threadpool(self.store.get, delivery.job_id)
-            body = answers.video(job, None).model_dump()
-            error, retry_in = await sender.send(delivery, body)
+            event = notices.event(job, json.loads(delivery.body))
+            error, retry_in = await sender.send(delivery, event)
             await run_in_threadpool(self.store.webhook_done, delivery, error, retry_in)
         except ServiceError as error:  # it is due again when its hold is over
             logger.warning("webhook postponed", extra={"reason": str(error)})

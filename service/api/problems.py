@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 from service.errors import ServiceError
 
 logger = logging.getLogger(__name__)
+OPENROUTER = "/api/v1/"
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
 
 
@@ -19,7 +20,10 @@ def answer(error: ServiceError, path: str) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status >= 500:
         logger.warning("request failed", extra={"path": path, "reason": str(error)})
-    return JSONResponse(error.envelope(), error.status, headers)
+    envelope = error.envelope()
+    if path.startswith(OPENROUTER):  # its clients read the code as a number
+        envelope["error"] |= {"code": error.status, "metadata": {"reason": error.code}}
+    return JSONResponse(envelope, error.status, headers)
 
 
 def of_status(status: int, message: str) -> ServiceError:

@@ -11,18 +11,19 @@ import secrets
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from contract import PARAMETERS, ModelCard, body
 from contract import InvalidRequest as OutOfBounds
 from contract.parameters import BY_NAME
 from contract.rules import Frames, Side
+from service.api.output import BOOLEANS, OutputFields
 from service.errors import InvalidRequest
 
 SIZE = re.compile(r"(\d{2,5})[xX×*](\d{2,5})")
 
 
-class JobFields(BaseModel):
+class JobFields(OutputFields):
     """What a body says beside the parameters."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, str_strip_whitespace=False)
@@ -47,7 +48,7 @@ class JobFields(BaseModel):
     @classmethod
     def _no_truth_as_number(cls, values):
         for name, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, bool) and name != "preview":
+            if isinstance(value, bool) and name not in BOOLEANS:
                 raise InvalidRequest(name, value, "a number or a text, not true or false")
         return values
 
@@ -104,7 +105,7 @@ class RequestBody(JobFields):
         except OutOfBounds as error:
             allowed = error.allowed + _nearest(error, card)
             raise InvalidRequest(said_as.get(error.field, error.field), error.value, allowed) from None
-        values = asdict(request) | {"fps": fps}
+        values = asdict(request) | {"fps": fps} | self.output()
         return values | ({"preview": True} if self.preview else {}) | ({"user": self.user} if self.user else {})
 
     def _shape(self) -> tuple[str, int, int] | None:

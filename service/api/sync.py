@@ -9,12 +9,24 @@ from starlette.responses import Response
 from service.api import answers, body, content, events, requests
 from service.api.auth import Caller
 from service.api.gateway import Gateway
-from service.errors import InvalidRequest, NotFound, ServiceError, Unavailable
+from service.api.shapes import same_path
+from service.errors import InvalidRequest, ServiceError, Unavailable
 
 
 async def video_of(request: Request, gateway: Gateway, caller: Caller, idempotency_key: str | None = None) -> Response:
     """Submit the body's request and wait for the MP4; a client that leaves cancels its job."""
-    wanted = requests.parse(await body.read(request))
+    wanted = requests.parse(same_path.plain(await body.read(request)))
+    done = await finished(request, gateway, caller, wanted, idempotency_key)
+    stored = await run_in_threadpool(gateway.store.get, done.id, caller.name)
+    answer = await run_in_threadpool(content.video_response, request, gateway.files, stored)
+    answer.headers.update(_headers(done))
+    return answer
+
+
+async def finished(
+    request: Request, gateway: Gateway, caller: Caller, wanted: requests.VideoRequest, idempotency_key: str | None
+) -> answers.Video:
+    """Submit and wait until the video is there; ServiceError if it will not be."""
     job, made = await gateway.submit(wanted, caller, idempotency_key)
     done = None
     try:
@@ -27,14 +39,7 @@ async def video_of(request: Request, gateway: Gateway, caller: Caller, idempoten
         raise Unavailable("the video was not finished in time; the job was cancelled", 60)
     if done.status != "completed":
         raise _failed(done)
-    stored = await run_in_threadpool(gateway.store.get, job.id, caller.name)
-    if stored.video_key is None or stored.video_bytes is None:
-        raise NotFound("the video was removed", "id")
-    answer = content.file_response(
-        request, gateway.files, stored.video_key, stored.video_bytes, "video/mp4", str(done.file_name)
-    )
-    answer.headers.update(_headers(done))
-    return answer
+    return done
 
 
 def _headers(done: answers.VideoAnswer) -> dict[str, str]:

@@ -17,6 +17,7 @@ import time
 
 import httpx
 
+from service.api.shapes import notices
 from service.errors import InvalidRequest
 from service.settings import Settings
 from service.store.outbox import Delivery
@@ -128,11 +129,11 @@ class Sender:
     def __init__(self, settings: Settings):
         self.settings = settings
 
-    async def send(self, delivery: Delivery, video: dict) -> tuple[str | None, float | None]:
+    async def send(self, delivery: Delivery, event: dict) -> tuple[str | None, float | None]:
         """Try once; returns (None, None) when delivered, else (reason, seconds until the next try or None)."""
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
-                await self._post(delivery, video)
+                await self._post(delivery, event)
             logger.info("webhook delivered", extra={"job": delivery.job_id, "attempt": delivery.attempts})
             return None, None
         except RefusedAddress as error:
@@ -144,9 +145,7 @@ class Sender:
             return reason, None
         return reason, min(5.0 * 3 ** (delivery.attempts - 1), 3600.0)
 
-    async def _post(self, delivery: Delivery, video: dict) -> None:
-        event = json.loads(delivery.body)
-        event["data"] = video
+    async def _post(self, delivery: Delivery, event: dict) -> None:
         body = json.dumps(event, ensure_ascii=False).encode()
         url, stamp = httpx.URL(delivery.url), int(time.time())
         port = url.port or {"http": 80, "https": 443}[url.scheme]
@@ -160,6 +159,7 @@ class Sender:
         }
         if self.settings.webhook_secret:
             headers["webhook-signature"] = signature(self.settings.webhook_secret, headers["webhook-id"], stamp, body)
+            headers |= notices.more_signatures(event, self.settings.webhook_secret, stamp, body)
         async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=TIMEOUT_SECONDS) as client:
             request = client.build_request(
                 "POST",

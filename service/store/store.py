@@ -10,6 +10,7 @@ Should PostgreSQL roll a transaction back all the same, `Database.transact` runs
 """
 
 import contextlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -117,6 +118,14 @@ class JobStore(Housekeeping):
     def get(self, job_id: str, owner: str | None = None) -> Job:
         with self.database.read() as conn:
             return self._found(queueing.find(conn, job_id, owner))
+
+    def finished_like(self, owner: str, request: dict) -> Job | None:
+        """The newest stored video of the owner that was made from exactly this request."""
+        same = (jobs.c.owner == owner, jobs.c.status == COMPLETED, jobs.c.deleted == 0)
+        query = select(jobs).where(*same, jobs.c.request == json.dumps(request)).order_by(jobs.c.created_at.desc())
+        with self.database.read() as conn:
+            row = conn.execute(query.where(jobs.c.expires_at > self.database.now(conn)).limit(1)).first()
+        return Job.from_row(row) if row else None
 
     def get_with_estimate(self, job_id: str, owner: str | None = None) -> tuple[Job, Estimate | None]:
         """The job and where it stands; many of these share one look at the queue, at most half a second old."""

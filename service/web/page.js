@@ -2,11 +2,14 @@
 
 import * as api from "./api.js";
 import * as form from "./form.js";
+import * as gallery from "./gallery.js";
+import * as words from "./words.js";
+import { t } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
-const PAGE = 12;
+const PAGE = 24;
 const watched = new Map(); // job id -> {item, stop}
-let oldest = null;
+let oldest = null, more = false;
 
 function announce(text) {
   $("status").textContent = text;
@@ -46,18 +49,18 @@ function setUpKey() {
 // --- running jobs
 
 function seconds(value) {
-  if (value >= 90) return `${Math.round(value / 60)} min`;
-  return `${Math.max(1, Math.round(value))} s`;
+  if (value >= 90) return t("{n} min", { n: Math.round(value / 60) });
+  return t("{n} s", { n: Math.max(1, Math.round(value)) });
 }
 
 function describe(job) {
-  const left = job.eta_seconds ? `, about ${seconds(job.eta_seconds)} left` : "";
-  if (job.status === "failed") return `Failed: ${job.error?.message ?? "no reason given"}`;
-  if (job.status === "cancelled") return "Cancelled";
-  if (job.cancel_requested) return "Stopping…";
-  if (job.status === "queued") return `Waiting, position ${job.queue_position ?? "?"}${left}`;
-  if (job.phase === "decode" || job.phase === "encode") return "Finishing the video…";
-  return job.step ? `Step ${job.step} of ${job.steps}${left}` : "Starting…";
+  const left = job.eta_seconds ? t(", about {time} left", { time: seconds(job.eta_seconds) }) : "";
+  if (job.status === "failed") return t("Failed: {reason}", { reason: job.error?.message ?? t("no reason given") });
+  if (job.status === "cancelled") return t("Cancelled");
+  if (job.cancel_requested) return t("Stopping…");
+  if (job.status === "queued") return t("Waiting, position {place}", { place: job.queue_position ?? "?" }) + left;
+  if (job.phase === "decode" || job.phase === "encode") return t("Finishing the video…");
+  return job.step ? t("Step {step} of {steps}", job) + left : t("Starting…");
 }
 
 async function draw(item, job) {
@@ -80,7 +83,7 @@ function follow(job) {
   const item = $("job-template").content.firstElementChild.cloneNode(true);
   item.dataset.id = job.id;
   item.querySelector(".prompt").textContent = job.prompt;
-  item.querySelector(".bar").setAttribute("aria-label", `Progress of ${job.prompt}`);
+  item.querySelector(".bar").setAttribute("aria-label", t("Progress of {prompt}", job));
   item.querySelector(".cancel").addEventListener("click", () => cancel(job.id, item));
   $("jobs").prepend(item);
   $("jobs-section").hidden = false;
@@ -94,14 +97,14 @@ function onUpdate(item, job) {
   draw(item, job);
   if (job.status === "completed") {
     drop(job.id);
-    addVideo(job, true);
-    announce(`Video finished: ${job.prompt}`);
+    gallery.add(job, true);
+    announce(t("Video finished: {prompt}", job));
   } else if (job.status === "failed" || job.status === "cancelled") {
     item.classList.add("failed");
     const button = item.querySelector(".cancel");
     const close = button.cloneNode();
     close.disabled = false;
-    close.textContent = "Dismiss";
+    close.textContent = t("Dismiss");
     close.addEventListener("click", () => drop(job.id));
     button.replaceWith(close);
     announce(describe(job));
@@ -128,46 +131,20 @@ async function cancel(id, item) {
 
 // --- gallery
 
-function addVideo(job, first = false) {
-  if ($("gallery").querySelector(`[data-id="${job.id}"]`)) return;
-  const item = $("video-template").content.firstElementChild.cloneNode(true);
-  item.dataset.id = job.id;
-  const video = item.querySelector("video");
-  video.style.setProperty("--ratio", `${job.width} / ${job.height}`);
-  video.setAttribute("aria-label", job.prompt);
-  const link = item.querySelector(".download");
-  link.download = job.file_name;
-  api.mediaUrl(job.url).then((url) => { video.src = link.href = url; }, report);
-  item.querySelector(".prompt").textContent = job.prompt;
-  item.querySelector(".about").textContent = `${job.size}, ${Number(job.seconds).toFixed(1)} s, ${job.steps} steps, seed ${job.seed}`;
-  item.querySelector(".again").addEventListener("click", () => form.fill(job));
-  item.querySelector(".delete").addEventListener("click", () => removeVideo(job.id, item));
-  first ? $("gallery").prepend(item) : $("gallery").append(item);
-  $("empty").hidden = true;
-}
-
-async function removeVideo(id, item) {
-  try {
-    await api.remove(`v1/videos/${id}`);
-    const next = item.nextElementSibling ?? item.previousElementSibling;
-    item.remove();
-    next?.querySelector("button, a")?.focus();
-    $("empty").hidden = $("gallery").children.length > 0;
-    announce("Video deleted");
-  } catch (error) {
-    report(error);
-  }
-}
-
 async function loadMore() {
   const page = await api.getJson(`v1/videos?limit=${PAGE}${oldest ? `&after=${oldest}` : ""}`);
   for (const job of page.data) {
-    if (job.status === "completed") addVideo(job);
-    else if (job.status === "queued" || job.status === "in_progress") follow(job);
+    if (["completed", "failed", "cancelled"].includes(job.status)) gallery.add(job);
+    else follow(job);
   }
   oldest = page.last_id ?? oldest;
-  $("more").hidden = !page.has_more;
+  more = page.has_more;
+  $("more").hidden = !more;
 }
+
+// One after the other, also when several ask for it.
+let loading = Promise.resolve();
+const loadAll = () => (loading = loading.catch(() => {}).then(async () => { while (more) await loadMore(); }));
 
 // --- form
 
@@ -183,7 +160,7 @@ async function submit(event) {
   try {
     const job = await api.create(form.values());
     follow(job);
-    announce("Submitted");
+    announce(t("Submitted"));
   } catch (error) {
     report(error);
   } finally {
@@ -196,6 +173,8 @@ async function start() {
     const models = await api.getJson("v1/models");
     $("model").textContent = models.data[0].id;
     form.build(models.data[0]);
+    words.translate($("form"));
+    gallery.describe(models.data[0].limits);
     oldest = null;
     await loadMore();
     document.body.dataset.ready = "yes";
@@ -204,6 +183,8 @@ async function start() {
   }
 }
 
+words.setUp($("language"));
+gallery.setUp({ report, announce, loadAll });
 setUpTheme();
 setUpKey();
 $("form").addEventListener("submit", submit);

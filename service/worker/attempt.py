@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from service import storage
+from service import formats, storage
 from service.errors import (
     CheckpointRefused,
     Fault,
@@ -181,12 +181,15 @@ class Attempt:
         """Encode, store, publish. A finished video waits for a store that is away, on this machine."""
         started = time.monotonic()
         self._phase = "encode"
-        local = self.run_dir.path / "video.mp4"
-        fps = int(self.job.request.get("fps") or info.get("fps") or 16)
+        request = self.job.request
+        made = formats.BY_NAME[request.get("output_format", formats.H264.name)]
+        local = self.run_dir.path / f"video.{made.suffix}"
+        fps = int(request.get("fps") or info.get("fps") or 16)
+        note = video.note(request, self.tools.settings.model_name)
         await asyncio.to_thread(check_frames, frames)
-        encoded = self._stubbornly(math.inf, _encode, frames, fps, local)
+        encoded = self._stubbornly(math.inf, _encode, frames, fps, local, made, request.get("crf"), note)
         _, frames_sha256 = await asyncio.gather(encoded, asyncio.to_thread(digest, frames))
-        key = storage.video_key(self.job.id, self.lease.fence)
+        key = storage.video_key(self.job.id, self.lease.fence, made.suffix)
         size = await self._stubbornly(math.inf, self.tools.files.put, local, key)
         computed = dict(info.get("seconds") or {})
         waited = max(0.0, (self.job.started_at or 0.0) - self.job.created_at)
@@ -375,8 +378,8 @@ def _copy(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _encode(frames, fps: int, target: Path) -> None:
+def _encode(frames, fps: int, target: Path, *how) -> None:
     try:
-        video.encode(frames, fps, target)
+        video.encode(frames, fps, target, *how)
     except OSError as error:
         raise StorageError(f"cannot write the video: {error}") from error

@@ -1,48 +1,49 @@
-"""MP4 files from frames: H.264, yuv420p, index at the front, through the ffmpeg that imageio-ffmpeg brings."""
+"""Video files from frames, in one of `service.formats`, with a note of what made them."""
 
-import contextlib
+import hashlib
+import json
 import os
-import subprocess
-import tempfile
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 
-QUALITY = "18"  # x264 constant rate factor; visually lossless
+from contract.parameters import PARAMETERS
+from service import ffmpeg
+from service.formats import H264, Format
+
+PROMPTS = ("prompt", "negative_prompt")
 
 
-def encode(frames: np.ndarray, fps: int, target: Path) -> None:
+def encode(
+    frames: np.ndarray, fps: int, target: Path, made: Format = H264, crf: int | None = None, note: str = ""
+) -> None:
     """Write uint8 frames [T, H, W, 3] (even height and width) as a video that browsers play while it loads.
 
-    The file appears under its name only when complete. OSError with ffmpeg's own words when that fails.
+    `note` becomes the comment among the metadata, where the container has any. The file appears under its name only when
+    complete. OSError with ffmpeg's own words when that fails.
     """
     _, height, width, channels = frames.shape
     if frames.dtype != np.uint8 or channels != 3 or height % 2 or width % 2:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}; allowed: uint8 [T, even, even, 3]")
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp.mp4")
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp.{made.suffix}")
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+    quality = crf if crf is not None else made.crf
+    options = [*made.codec, *(["-crf", str(quality)] if quality is not None else []), *made.container]
+    said = ["-metadata", f"comment={note}"] if note else []
     try:
-        _run(_command(width, height, fps, temporary), frames)
+        ffmpeg.run([*source, "-an", *options, *said, str(temporary)], np.ascontiguousarray(frames).data)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _command(width: int, height: int, fps: int, target: Path) -> list[str]:
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    codec = ["-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", QUALITY, "-preset", "medium"]
-    executable = imageio_ffmpeg.get_ffmpeg_exe()
-    return [executable, "-v", "error", "-y", *source, *codec, "-movflags", "+faststart", str(target)]
-
-
-def _run(command: list[str], frames: np.ndarray) -> None:
-    # Not imageio-ffmpeg's own writer: it does not look at ffmpeg's status, so a full disk would leave half a video.
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said)
-        assert process.stdin is not None  # a pipe was asked for
-        with contextlib.suppress(BrokenPipeError), process, process.stdin:  # a broken pipe: ffmpeg says why
-            process.stdin.write(np.ascontiguousarray(frames).data)
-        if process.returncode != 0:
-            said.seek(0)
-            words = said.read().decode(errors="replace").strip().splitlines()
-            raise OSError(f"ffmpeg ended with status {process.returncode}: {'; '.join(words[-3:])[:300]}")
+def note(request: dict, model: str) -> str:
+    """JSON of what makes the same video again; of the prompts only a digest, unless the request wants them told."""
+    told = {p.name: request[p.name] for p in PARAMETERS if p.name in request and p.name not in PROMPTS}
+    prompts = {name: request[name] for name in PROMPTS if name in request}
+    if request.get("embed_prompt"):
+        told |= prompts
+    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in prompts.items()}
+    file = {name: request[name] for name in ("output_format", "crf", "embed_prompt") if name in request}
+    note = {"wan": 1, "model": model, "request": told, "sha256": digests, "file": file}
+    return json.dumps(note, ensure_ascii=False)

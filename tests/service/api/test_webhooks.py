@@ -88,7 +88,7 @@ def test_the_signature_is_that_of_the_specification():
 
 def send(settings, url, attempts=1):
     return asyncio.run(
-        webhooks.Sender(settings).send(Delivery("video_1", url, '{"type": "video.failed"}', attempts), {})
+        webhooks.Sender(settings).send(Delivery("video_1", url, "{}", attempts), {"type": "video.failed"})
     )
 
 

@@ -1,0 +1,60 @@
+"""OpenAI's video API in its last shape, beside what `service.api.videos` serves of it: remix, edits, extensions, characters.
+
+The service at OpenAI ended on 2026-09-24; its client (`openai` on PyPI) works with any base_url.
+"""
+
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+
+from contract import PARAMETERS
+from service.api import answers, body, requests
+from service.api.shapes.routing import JobId, TheCaller, TheGateway, errors, json_or_form
+from service.errors import InvalidRequest
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"])
+_REMIX = {
+    "type": "object",
+    "required": ["prompt"],
+    "additionalProperties": False,
+    "properties": {"prompt": {"type": "string", "minLength": 1, "description": "What the new video shows."}},
+}
+_CLIP = {"type": "object", "properties": {"prompt": {"type": "string"}, "video": {}}}
+
+
+@router.post(
+    "/videos/{id}/remix",
+    response_model=answers.Video,
+    responses=errors(400, 403, 404, 413, 415),
+    **json_or_form(_REMIX),
+)
+async def remix_video(request: Request, gateway: TheGateway, caller: TheCaller, job_id: JobId):
+    """A new video with another prompt and everything else, the seed included, as in an earlier one."""
+    said = await body.read(request)
+    if unknown := sorted(said.keys() - {"prompt"}):
+        raise InvalidRequest(unknown[0], said[unknown[0]], "prompt only; the rest is that of the earlier video")
+    earlier = (await run_in_threadpool(gateway.store.get, job_id, caller.name)).request
+    settings = {p.name: earlier[p.name] for p in PARAMETERS if p.name in earlier and p.name != "prompt"}
+    wanted = requests.parse(settings | said)
+    job, _ = await gateway.submit(wanted, caller, None, {"remixed_from": job_id})
+    return await gateway.answer_for(job)
+
+
+async def _no_clips(request: Request, gateway: TheGateway, caller: TheCaller):
+    await body.read(request)
+    raise InvalidRequest("video", "a clip", f"nothing: {gateway.card.variant}, the served checkpoint, takes no clips")
+
+
+async def _no_characters(request: Request, gateway: TheGateway, caller: TheCaller):
+    await body.read(request)
+    raise InvalidRequest("video", "a clip", "nothing: Wan has no characters that videos share")
+
+
+for path, about, endpoint in (
+    ("/videos/edits", "Change a clip; refused where the served checkpoint takes none.", _no_clips),
+    ("/videos/extensions", "Continue a clip; refused where the served checkpoint takes none.", _no_clips),
+    ("/videos/characters", "Refused: there is nothing like it in Wan.", _no_characters),
+):
+    router.add_api_route(
+        path, endpoint, methods=["POST"], description=about, response_model=answers.Video,
+        responses=errors(400, 413, 415), name=path.rpartition("/")[2], **json_or_form(_CLIP),
+    )  # fmt: skip
