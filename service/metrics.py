@@ -37,6 +37,10 @@ class WorkerMetrics:
         self.gpu_seconds = Counter("wan_gpu_seconds", "Seconds that Triton's stages worked on jobs")
 
 
+def _labelled(name: str, values: dict[str, float]) -> dict[str, float]:
+    return {f'{{{name}="{label}"}}': value for label, value in values.items()}
+
+
 @functools.cache
 def worker_metrics() -> WorkerMetrics:
     return WorkerMetrics()

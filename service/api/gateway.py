@@ -111,8 +111,10 @@ class Gateway:
             # a repetition must be recognised as the same request although its seed would be drawn anew
             values["seed"] = stable_seed(caller.name, idempotency_key)
         values |= about or {}
-        if request.reuse_finished and (job := await run_in_threadpool(self.store.finished_like, caller.name, values)):
-            return job, False
+        if request.reuse_finished:
+            like = (caller.name, served.name, values)
+            if (earlier := await run_in_threadpool(self.store.finished_like, *like)) is not None:
+                return earlier, False
         raw, cost = served.price(values)
         if cost > self.settings.max_job_gpu_seconds:
             raise _too_much(cost, self.settings.max_job_gpu_seconds)

@@ -119,9 +119,9 @@ class JobStore(Housekeeping):
         with self.database.read() as conn:
             return self._found(queueing.find(conn, job_id, owner))
 
-    def finished_like(self, owner: str, request: dict) -> Job | None:
+    def finished_like(self, owner: str, model: str, request: dict) -> Job | None:
         """The newest stored video of the owner that was made from exactly this request."""
-        same = (jobs.c.owner == owner, jobs.c.status == COMPLETED, jobs.c.deleted == 0)
+        same = (jobs.c.owner == owner, jobs.c.model == model, jobs.c.status == COMPLETED, jobs.c.deleted == 0)
         query = select(jobs).where(*same, jobs.c.request == json.dumps(request)).order_by(jobs.c.created_at.desc())
         with self.database.read() as conn:
             row = conn.execute(query.where(jobs.c.expires_at > self.database.now(conn)).limit(1)).first()

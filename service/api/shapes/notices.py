@@ -18,12 +18,12 @@ def openrouter_status(job: Job) -> str:
     return {"queued": "pending"}.get(job.status, job.status)
 
 
-def event(job: Job, told: dict, model: str) -> dict:
+def event(job: Job, told: dict) -> dict:
     """The whole event; `told`: its type and time as they were noted when the job ended."""
     if job.request.get("shape") != OPENROUTER:
-        return told | {"data": answers.video(job, None, model).model_dump()}
+        return told | {"data": answers.video(job, None).model_dump()}
     status = openrouter_status(job)
-    data = {"id": job.id, "status": status, "generation_id": job.id, "model": model}
+    data = {"id": job.id, "status": status, "generation_id": job.id, "model": job.model}
     if status == "completed":
         data["unsigned_urls"] = [content_path(job.id)]
     if job.error_message:

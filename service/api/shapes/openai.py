@@ -41,7 +41,8 @@ async def remix_video(request: Request, gateway: TheGateway, caller: TheCaller, 
 
 async def _no_clips(request: Request, gateway: TheGateway, caller: TheCaller):
     await body.read(request)
-    raise InvalidRequest("video", "a clip", f"nothing: {gateway.card.variant}, the served checkpoint, takes no clips")
+    variant = gateway.catalogue.find(None).card.variant
+    raise InvalidRequest("video", "a clip", f"nothing: {variant}, the served checkpoint, takes no clips")
 
 
 async def _no_characters(request: Request, gateway: TheGateway, caller: TheCaller):

@@ -126,18 +126,22 @@ def _answer(job: Job) -> Generation:
 )  # fmt: skip
 async def submit_generation(request: Request, gateway: TheGateway, caller: TheCaller):
     """Submit a video in OpenRouter's words."""
-    values = _values(await body.read(request), gateway.card)
+    said = await body.read(request)
+    values = _values(said, gateway.catalogue.find(said.get("model")).card)
     job, _ = await submit(gateway, caller, values, NAMES, {"shape": notices.OPENROUTER})
     return _answer(job)
 
 
 @router.get("/videos/models", response_model=VideoModels, responses=errors())
 async def list_video_models(gateway: TheGateway, caller: TheCaller):
-    """What the served model can do."""
-    card, name = gateway.card, gateway.settings.model_name
+    """What the served models can do."""
+    return VideoModels(data=[_model(served.name, served.card) for served in gateway.catalogue.models.values()])
+
+
+def _model(name: str, card: ModelCard) -> VideoModel:
     sizes = {size_of(card, resolution, ratio) for resolution in (None, "480p", "720p") for ratio in RATIOS}
-    longest = int(BY_NAME["num_frames"].rule.high / card.defaults.fps)
-    model = VideoModel(
+    longest = int(BY_NAME["num_frames"].number.high / card.defaults.fps)
+    return VideoModel(
         id=name,
         canonical_slug=name,
         name=name,
@@ -150,7 +154,6 @@ async def list_video_models(gateway: TheGateway, caller: TheCaller):
         pricing_skus={},
         allowed_passthrough_parameters=[],
     )
-    return VideoModels(data=[model])
 
 
 @router.get(
