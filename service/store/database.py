@@ -126,7 +126,7 @@ class Database:
                     conn.exec_driver_sql(_limits(mode, patience))
                 return conn
             except DBAPIError as error:
-                inner.close()
+                inner.__exit__(type(error), error, error.__traceback__)  # rolls back
                 if last or not error.connection_invalidated:
                     raise
         raise AssertionError("not reached")

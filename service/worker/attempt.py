@@ -260,6 +260,8 @@ class Attempt:
             run_directories.mark_broken(self.tools.settings.runs)
         status = await persistently(self.tools.store.ended, self.lease, Loss.of(error))
         logger.warning("the attempt failed", extra={"reason": str(error), "status": status})
+        if status in TERMINAL:
+            await self._tidy(None)
         return status
 
     async def _given_up(self, reason: str) -> str:

@@ -190,7 +190,7 @@ max_client_conn = 1000
 
 
 def test_many_workers_share_a_few_connections_through_a_pooler(empty, bouncer):
-    count, jobs = 120, 240
+    count, jobs = 60, 120
     first = JobStore(bouncer, connections=1, listen_url="off")
     for number in range(jobs):
         first.submit(new(f"owner-{number % 7}"))
