@@ -119,6 +119,8 @@ def test_a_pod_a_gpu_beats_stages_on_gpus_of_their_own():
     card, costs = ModelCard.load(K8S / "base/pool/wan.json"), CostModel.load(K8S / "base/pool/cost.json")
     whole = costs.predict(vars(card.request(prompt="x")), card.geometry)
     defaults = card.defaults
-    denoising = whole - costs.overhead - costs.decoding(defaults.width, defaults.height, defaults.num_frames, card.geometry)
+    denoising = (
+        whole - costs.overhead - costs.decoding(defaults.width, defaults.height, defaults.num_frames, card.geometry)
+    )
     single, staged = 8 * 3600 / whole, 6 * 3600 / denoising
     assert f"make {single:.0f} videos an hour and node, `eight-gpu` {staged:.0f}" in README
