@@ -38,7 +38,7 @@ def test_the_gateway_tells_keda_what_its_store_demands(tmp_path):
         store.submit(NewJob(owner="alice", request={"steps": 50}, cost=3722.0))
         assert demand(url) == pytest.approx(1)
         for _ in range(10):
-            store.submit(NewJob(owner="alice", request={"steps": 4}, cost=18.0))
+            store.submit(NewJob(owner="alice", request={"steps": 4}, cost=12.0))
         assert demand(url) == pytest.approx(2)
         assert store.lease("w") is not None
         assert demand(url) == pytest.approx(2)

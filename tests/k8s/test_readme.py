@@ -5,6 +5,8 @@ import shlex
 
 import pytest
 
+from contract import ModelCard
+from contract.cost import CostModel
 from loadtest.fleet.fleet import Fleet, FleetOptions
 from loadtest.fleet.mix import DEFAULT_MIX, parse_mix
 from loadtest.fleet.report import summarise
@@ -97,6 +99,7 @@ def test_the_formula_is_that_of_the_manifests():
         ("demand alone", "without busy floor"),
         ("predicted GPU-seconds, not capped at a slot a job, and busy", "uncapped"),
         ("number of jobs, 1 a replica", "jobs"),
+        ("number of jobs, 1.5 a replica, and busy", "jobs and busy"),
         ("queue length (pending requests), 1 a replica", "queue length"),
         ("GPU utilisation, 80 %", "GPU utilisation"),
     ],
@@ -109,3 +112,15 @@ def test_the_comparison_is_what_the_simulator_says(label, rule):
     expected = [f"{row[f'wait_p{p}']:.0f} s" for p in (50, 95, 99)]
     expected += [f"{row['gpu_hours_per_video']:.4f}", f"{100 * row['wasted_share']:.0f} %", str(row["scale_downs"])]
     assert f"| {label} | {' | '.join(expected)} |" in README
+
+
+def test_a_pod_a_gpu_beats_stages_on_gpus_of_their_own():
+    """By the shipped cost file: eight pods do eight whole jobs, six denoise slots wait for nobody and are still fewer."""
+    card, costs = ModelCard.load(K8S / "base/pool/wan.json"), CostModel.load(K8S / "base/pool/cost.json")
+    whole = costs.predict(vars(card.request(prompt="x")), card.geometry)
+    defaults = card.defaults
+    denoising = (
+        whole - costs.overhead - costs.decoding(defaults.width, defaults.height, defaults.num_frames, card.geometry)
+    )
+    single, staged = 8 * 3600 / whole, 6 * 3600 / denoising
+    assert f"make {single:.0f} videos an hour and node, `eight-gpu` {staged:.0f}" in README

@@ -28,13 +28,13 @@ def worker(settings, triton, name: str, card, costs) -> subprocess.Popen:
 
 
 @pytest.fixture(scope="module")
-def second(checkpoint, tmp_path_factory):
-    """Another model: its defaults, and a repository of its own."""
+def second(checkpoint, repository, tmp_path_factory):
+    """Another model: its defaults, and a repository of its own, kept between runs like the first one."""
     from export.driver import export
     from export.options import Options
 
-    folder = tmp_path_factory.mktemp("second")
-    shutil.copytree(checkpoint, folder / "checkpoint")
+    folder = repository.with_name("second-model")
+    shutil.copytree(checkpoint, folder / "checkpoint", dirs_exist_ok=True)
     card = folder / "checkpoint/wan.json"
     values = json.loads(card.read_text())
     values["defaults"] = values.get("defaults", {}) | {"steps": 6}
@@ -46,7 +46,8 @@ def second(checkpoint, tmp_path_factory):
         json.dumps({k: v * DEAR if isinstance(v, float) and k not in kept else v for k, v in known.items()})
     )
     export(folder / "checkpoint", "cpu", folder / "repository", Options(), report=lambda text: None)
-    with TritonServer(folder / "repository", run_dir=folder / "run", log_path=folder / "triton.log") as server:
+    place = tmp_path_factory.mktemp("second")
+    with TritonServer(folder / "repository", run_dir=place / "run", log_path=place / "triton.log") as server:
         yield server, card, costs
 
 
@@ -97,7 +98,7 @@ def test_a_pool_is_added_without_touching_the_gateway(pools):
     client, started, start = pools
     started["second"] = start()
     until(lambda: models(client).get("second", {}).get("workers") == 1)
-    until(lambda: models(client)["first"]["workers"])
+    until(lambda: models(client)["first"]["workers"] == 1)
     found = models(client)
     assert list(found) == ["first", "second"]
     assert found["second"]["defaults"]["steps"] == 6
