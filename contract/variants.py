@@ -50,6 +50,8 @@ class Variant:
     experts: int = 1
     defaults: Defaults = field(default_factory=Defaults)
     missing: str = ""
+    takes: tuple[str, ...] = ()  # media of `contract.media` that a request may carry
+    needs: tuple[str, ...] = ()
 
     def fits(self, structure: Structure) -> bool:
         if self.sizes and (self.sizes.dim, self.sizes.num_layers) != (structure.dim, structure.num_layers):

@@ -28,6 +28,11 @@ def preview_key(job_id: str) -> str:
     return f"{job_id}/preview.webp"
 
 
+def input_key(job_id: str, name: str) -> str:
+    """`name`: of the medium, with the ending of its kept form."""
+    return f"{job_id}/input-{name}"
+
+
 class Storage:
     """Whole files under keys `<job id>/<name>`; a reader never sees half of one. Raises StorageError."""
 

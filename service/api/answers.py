@@ -48,6 +48,7 @@ class _Job(BaseModel):
     remixed_from_video_id: str | None = None
     error: JobError | None = None
     priority: str
+    inputs: list[str] | None = None  # pictures and clips that came with the request
     user: str | None = None
     # how it goes
     phase: str | None = None
@@ -99,6 +100,7 @@ class Model(BaseModel):
     owned_by: str = "wan"
     defaults: dict
     limits: dict
+    media: dict  # pictures and clips that a request may carry
 
 
 class ModelList(BaseModel):
@@ -132,6 +134,7 @@ def video(job: Job, estimate: Estimate | None, model: str) -> Video:
         seconds=f"{request['num_frames'] / request['fps']:g}",
         error=JobError(code=job.error_code or "", message=job.error_message or "") if job.status == FAILED else None,
         **{p.name: request.get(p.name) for p in SHOWN},
+        inputs=list(request.get("media", {})) or None,
         user=request.get("user"),
         priority=Priority(job.priority).name,
         phase=job.phase,

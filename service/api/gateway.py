@@ -6,18 +6,21 @@ import gc
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from starlette.concurrency import run_in_threadpool
 
-from service.api import answers, webhooks
+from service.api import addresses, answers, webhooks
 from service.api.auth import Caller, Keys
 from service.api.feed import Feed, News
+from service.api.intake import Intake
 from service.api.requests import VideoRequest, stable_seed
 from service.errors import InvalidRequest, ServiceError, StorageError, Unavailable
 from service.logs import prompt_fields
+from service.media.files import Kept
 from service.metrics import measured_metrics, store_metrics
 from service.settings import Settings
-from service.storage import Storage
+from service.storage import Storage, input_key
 from service.store import Job, JobStore, NewJob, Priority
 from service.store.outbox import Delivery
 
@@ -36,6 +39,7 @@ class Gateway:
         self.settings, self.card = settings, settings.card
         self.keys = Keys(settings)
         self.costs = settings.costs
+        self.intake = Intake(settings, self.card.takes, self.card.needs)
         self.files = Storage(settings.storage, settings.storage_endpoint_url)
         self._store: JobStore | None = None
         self._factor = 1.0
@@ -98,8 +102,23 @@ class Gateway:
         """Price, admit and store a job; (job, False) when the idempotency key was used before."""
         priority = caller.allow(request.priority, "priority" in request.model_fields_set)
         if request.webhook_url is not None:
-            webhooks.check_url(request.webhook_url, self.settings.webhook_allow_private)
-        values = request.resolve(self.card, self.settings.model_name)
+            addresses.check_url(request.webhook_url, self.settings.webhook_allow_private)
+        self.intake.check(request)
+        async with self.intake.kept(request) as kept:
+            shown = next(((file.width, file.height) for file in kept.values()), None)
+            values = request.resolve(self.card, self.settings.model_name, shown)
+            new = self._priced(request, values, caller, Priority[priority], idempotency_key)
+            if not kept:
+                job, made = await run_in_threadpool(self.store.submit, new, caller.max_queued)
+            else:
+                job, made = await run_in_threadpool(self._submit_with_files, new, kept, caller.max_queued)
+        extra = {"job": job.id, "owner": caller.name, "gpu_seconds": round(job.cost, 2), "repeated": not made}
+        logger.info("submitted", extra=extra | prompt_fields(values["prompt"], self.settings.log_prompts))
+        return job, made
+
+    def _priced(
+        self, request: VideoRequest, values: dict, caller: Caller, priority: Priority, idempotency_key: str | None
+    ) -> NewJob:
         if request.seed is None and idempotency_key is not None:
             # a repetition must be recognised as the same request although its seed would be drawn anew
             values["seed"] = stable_seed(caller.name, idempotency_key)
@@ -107,21 +126,42 @@ class Gateway:
         cost = raw * self._factor
         if cost > self.settings.max_job_gpu_seconds:
             raise _too_much(cost, self.settings.max_job_gpu_seconds)
-        new = NewJob(
+        return NewJob(
             owner=caller.name,
             request=values,
             cost=cost,
             raw_cost=raw,
-            priority=Priority[priority],
+            priority=priority,
             idempotency_key=idempotency_key,
             deadline=request.deadline_seconds,
             webhook_url=request.webhook_url,
             weight=caller.weight,
         )
-        job, made = await run_in_threadpool(self.store.submit, new, caller.max_queued)
-        extra = {"job": job.id, "owner": caller.name, "gpu_seconds": round(cost, 2), "repeated": not made}
-        logger.info("submitted", extra=extra | prompt_fields(values["prompt"], self.settings.log_prompts))
+
+    def _submit_with_files(self, new: NewJob, kept: dict[str, Kept], max_queued: int | None) -> tuple[Job, bool]:
+        """Store the files, then the job. Files of a job that is not made go at once, or when their reservation runs out."""
+        media = {name: {"key": input_key(new.id, file.path.name), "sha256": file.sha256, "type": file.type}
+                 for name, file in kept.items()}  # fmt: skip
+        new = replace(new, request=new.request | {"media": media})
+        self.store.reserve(new)
+        try:
+            for name, file in kept.items():
+                self.files.put(file.path, media[name]["key"])
+            job, made = self.store.submit(new, max_queued)
+        except Unavailable:  # the job may have been stored all the same
+            raise
+        except ServiceError:
+            self._remove_files(new.id)
+            raise
+        if not made:
+            self._remove_files(new.id)
         return job, made
+
+    def _remove_files(self, job_id: str) -> None:
+        try:
+            self.files.delete_job(job_id)
+        except StorageError as error:
+            logger.warning("files stay for now", extra={"job": job_id, "reason": str(error)})
 
     async def answer(self, job_id: str, caller: Caller) -> answers.Video:
         return (await run_in_threadpool(self.read, job_id, caller.name)).video

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from service.api import answers, body, content, events, requests, sync
+from service.api import answers, body, content, events, intake, requests, sync
 from service.api.auth import ANONYMOUS, Caller
 from service.api.gateway import Gateway
 from service.errors import InvalidRequest, NotFound
@@ -46,12 +46,14 @@ async def idempotency_key_of(
 
 IdempotencyKey = Annotated[str | None, Depends(idempotency_key_of)]
 
-_SCHEMA = requests.VideoRequest.model_json_schema(by_alias=False)
 _BODY = {
     "openapi_extra": {
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": _SCHEMA}, "multipart/form-data": {"schema": _SCHEMA}},
+            "content": {
+                "application/json": {"schema": requests.VideoRequest.model_json_schema(by_alias=False)},
+                "multipart/form-data": {"schema": requests.form_schema()},
+            },
         }
     }
 }
@@ -178,5 +180,6 @@ async def list_models(gateway: TheGateway, caller: TheCaller):
         created=0,
         defaults=asdict(gateway.card.defaults),
         limits=requests.limits(gateway.card),
+        media=intake.offered(gateway.card.takes, gateway.card.needs),
     )
     return answers.ModelList(data=[model])

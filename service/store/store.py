@@ -100,6 +100,11 @@ class JobStore:
         self.database.notify(conn, "queued", job.id)
         return job, True
 
+    @transaction()
+    def reserve(self, conn: Connection, new: NewJob) -> None:
+        """Before files are stored for a job: should it never be submitted, the sweep finds them after an hour."""
+        queueing.reserve(conn, self.database.now(conn), new)
+
     def get(self, job_id: str, owner: str | None = None) -> Job:
         with self.database.read() as conn:
             return self._found(queueing.find(conn, job_id, owner))

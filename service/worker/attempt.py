@@ -29,6 +29,7 @@ from service.settings import Settings
 from service.store import JobStore, Lease, Progress
 from service.store.jobs import TERMINAL
 from service.worker import run_directories, video
+from service.worker.inputs import read_all
 from service.worker.triton import Generator
 from service.worker.uploads import Uploads
 
@@ -122,7 +123,7 @@ class Attempt:
         except GenerationCancelled as error:
             return await self._stopped(error)
         except GenerationRejected as error:
-            return await persistently(self.tools.store.fail, self.lease, "invalid_value", str(error), False)
+            return await persistently(self.tools.store.fail, self.lease, error.code, str(error), False)
         except (GenerationFailed, StorageError) as error:
             return await self._broken(error)
         except Exception as error:
@@ -160,7 +161,8 @@ class Attempt:
             worker_metrics().queue_wait.observe(max(0.0, self.job.leased_at - self.job.created_at))
         logger.info("started", extra={"attempt": self.job.attempts, "checkpoint_step": self.job.checkpoint_step})
         preview = bool(self.job.request.get("preview"))
-        return await self.tools.triton.generate(self.lease.request_id, self.job.request, preview)
+        media = await self._stubbornly(read_all, self.tools.files, self.job.request.get("media", {}))
+        return await self.tools.triton.generate(self.lease.request_id, self.job.request, preview, media)
 
     async def _deliver(self, frames, info: dict) -> str:
         """Encode, store, publish."""
