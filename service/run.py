@@ -1,6 +1,7 @@
 """`python -m service.run --prompt TEXT`: starts everything, makes one video over HTTP, stops everything."""
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -21,6 +22,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m service.run", description=__doc__.split(": ", 1)[1])
     parser.add_argument("--out", type=Path, help="where to write the MP4; default: in the state directory")
     arguments_of.add(parser, required=("prompt",))
+    arguments_of.add_media(parser)
     options.add(parser)
     return parser.parse_args(arguments)
 
@@ -57,11 +59,29 @@ def watch(client: httpx.Client, job_id: str) -> dict:
                     return video
 
 
+def submit(client: httpx.Client, choice: argparse.Namespace) -> httpx.Response:
+    """With pictures and clips as a form; the video takes their shape unless a size was asked for."""
+    body, media = arguments_of.given(choice), arguments_of.given_media(choice)
+    if not media:
+        return client.post("/v1/videos", json=body)
+    if not {"width", "height"} & body.keys():
+        body["size"] = "auto"
+    with contextlib.ExitStack() as opened:
+        files = {name: (path.name, opened.enter_context(path.open("rb"))) for name, path in media.items()}
+        return client.post("/v1/videos", data=body, files=files, timeout=300)
+
+
+def check_media(choice: argparse.Namespace) -> None:
+    """Before anything is started; StackError names the option and the file."""
+    for name, path in arguments_of.given_media(choice).items():
+        if not path.is_file():
+            raise StackError(f"--{name.replace('_', '-')} is {str(path)!r}; allowed: an existing file")
+
+
 def generate(url: str, choice: argparse.Namespace) -> Path:
     """Submit, watch, download."""
-    body = arguments_of.given(choice)
     with httpx.Client(base_url=url, timeout=30) as client:
-        answer = client.post("/v1/videos", json=body)
+        answer = submit(client, choice)
         if answer.status_code != 200:
             raise StackError(answer.json()["error"]["message"])
         video = watch(client, answer.json()["id"])
@@ -80,6 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     choice = parse(arguments)
     try:
         check_settings()
+        check_media(choice)
         exported(choice.repository, choice.checkpoint, say)
         options.serve_model(choice.checkpoint, choice.repository)
         with Stack(choice.repository, choice.state, on_progress=say) as stack:

@@ -43,7 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="Wan video generation",
         version="1",
-        description="Text to video with Wan; compatible with OpenAI's /v1/videos.",
+        description="Videos from text, pictures and clips with Wan; compatible with OpenAI's /v1/videos.",
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import * as form from "./form.js";
+import * as media from "./media.js";
 
 const $ = (id) => document.getElementById(id);
 const PAGE = 12;
@@ -181,7 +182,8 @@ async function submit(event) {
   form.showError(null);
   $("submit").disabled = true;
   try {
-    const job = await api.create(form.values());
+    const shape = media.isAuto() ? { size: "auto" } : {};
+    const job = await api.create({ ...form.values(), ...shape }, media.files());
     follow(job);
     announce("Submitted");
   } catch (error) {
@@ -196,6 +198,7 @@ async function start() {
     const models = await api.getJson("v1/models");
     $("model").textContent = models.data[0].id;
     form.build(models.data[0]);
+    media.build(models.data[0].media, form.lockSize);
     oldest = null;
     await loadMore();
     document.body.dataset.ready = "yes";

@@ -71,12 +71,10 @@ def test_no_request_holds_more_than_a_few_files_open():
         JsonText(10**6).feed(json.dumps({str(n): "data:image/png;base64,AAAA" for n in range(1000)}).encode())
     form = Form(b"multipart/form-data; boundary=x", 1000)
     with pytest.raises(InvalidRequest, match="more than 8"):
-        for number in range(1000):
-            form.feed(part(f"f{number}", b"x", 'filename="a.png"'))
+        form.feed(b"".join(part(f"f{n}", b"x", 'filename="a.png"') for n in range(60)))
     form = Form(b"multipart/form-data; boundary=x", 1000)
     with pytest.raises(InvalidRequest, match="more than 8"):
-        for number in range(1000):
-            form.feed(part(f"f{number}", b"data:image/png;base64,AAAA"))
+        form.feed(b"".join(part(f"f{n}", b"data:image/png;base64,AAAA") for n in range(60)))
 
 
 def part(name: str, data: bytes, *more: str) -> bytes:
@@ -86,11 +84,16 @@ def part(name: str, data: bytes, *more: str) -> bytes:
 
 @pytest.mark.parametrize("size", [1, 7, 100, 4096, 10**6])
 def test_files_and_data_urls_in_a_form_become_files_whatever_the_pieces(size):
-    body = part("prompt", "ein Bild".encode()) + part("image", DATA, 'filename="a.png"')
-    body += part("last_image[image_url]", URL.encode()) + part("user", b"data:") + part("video", URL.encode()) + b"--x--\r\n"
+    body = part("prompt", b"a picture") + part("image", DATA, 'filename="a.png"')
+    body += (
+        part("last_image[image_url]", URL.encode())
+        + part("user", b"data:")
+        + part("video", URL.encode())
+        + b"--x--\r\n"
+    )
     values = read(Form(b"multipart/form-data; boundary=x", 10_000), body, size)
     assert values == {
-        "prompt": "ein Bild", "image": DATA, "last_image": {"image_url": DATA}, "user": "data:", "video": DATA,
+        "prompt": "a picture", "image": DATA, "last_image": {"image_url": DATA}, "user": "data:", "video": DATA,
     }  # fmt: skip
 
 
@@ -108,7 +111,5 @@ def test_files_and_data_urls_in_a_form_become_files_whatever_the_pieces(size):
     ],
 )
 def test_a_broken_form_is_refused(body):
-    form = Form(b"multipart/form-data; boundary=x", 10_000)
     with pytest.raises(InvalidRequest):
-        form.feed(body)
-        form.values()
+        read(Form(b"multipart/form-data; boundary=x", 10_000), body, 100)

@@ -115,7 +115,9 @@ def test_150_hostile_uploads_get_clear_errors_and_leave_nothing(tmp_path):
         memory = process.memory_info().rss
         assert memory - before[0] < MOST_GROWTH
         assert process.num_fds() <= before[1] + 10
-        assert [child for child in process.children(recursive=True) if "read_picture" in " ".join(child.cmdline())] == []
+        assert [
+            child for child in process.children(recursive=True) if "read_picture" in " ".join(child.cmdline())
+        ] == []
         assert list((tmp_path / "videos").iterdir()) == [] if (tmp_path / "videos").exists() else True
         began = time.monotonic()
         made = client.post("/v1/videos", data=FAST, files={"image": pictures.picture()}).json()

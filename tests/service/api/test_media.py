@@ -245,7 +245,13 @@ def test_addresses_are_called_only_where_that_is_allowed_and_within_limits(tmp_p
     (tmp_path / "private").mkdir()
     public = pictures.settings_with_media(tmp_path / "public", "image", fetch_urls=True)
     with gateway(public) as url:
-        for host in (photos, "http://localhost:1", "http://169.254.169.254/latest", "http://[::ffff:10.0.0.1]", "http://2130706433"):
+        for host in (
+            photos,
+            "http://localhost:1",
+            "http://169.254.169.254/latest",
+            "http://[::ffff:10.0.0.1]",
+            "http://2130706433",
+        ):
             refused = httpx.post(f"{url}/v1/videos", json=FAST | {"image": f"{host}/photo.png"})
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "image")
             assert "public" in refused.json()["error"]["message"]
@@ -255,7 +261,11 @@ def test_addresses_are_called_only_where_that_is_allowed_and_within_limits(tmp_p
     with gateway(private) as url:
         ask = lambda path: httpx.post(f"{url}/v1/videos", json=FAST | {"image": photos + path})  # noqa: E731
         assert made(ask("/photo.png"))["inputs"] == ["image"]
-        for path, said in (("/moved", "status 302"), ("/huge", "more than 100000 bytes"), ("/slow", "100000 bytes|within 1 s")):
+        for path, said in (
+            ("/moved", "status 302"),
+            ("/huge", "more than 100000 bytes"),
+            ("/slow", "100000 bytes|within 1 s"),
+        ):
             assert re.search(said, ask(path).json()["error"]["message"])
 
 

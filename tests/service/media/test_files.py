@@ -101,7 +101,7 @@ def test_a_large_picture_shrinks_to_what_a_video_can_show(tmp_path):
     ],
 )
 def test_what_is_no_usable_picture_is_refused_by_name(tmp_path, data, said):
-    with pytest.raises(InvalidRequest, match=f"^last_image is .*allowed: .*") as error:
+    with pytest.raises(InvalidRequest, match="^last_image is .*allowed: .*") as error:
         files.picture("last_image", uploaded(data), tmp_path / "kept.png", 1_000_000)
     assert said in str(error.value)
     assert len(str(error.value)) < 300
