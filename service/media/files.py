@@ -23,6 +23,7 @@ CLIP_MEGABYTES = 3072  # address space, of which threads take most
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
 DECODERS = "h264,hevc,vp8,vp9,libvpx,libvpx-vp9,av1,libdav1d,mpeg4,mjpeg,prores"
 CLIP = "an MP4, MOV or WebM clip"
+CUT = "File ended prematurely"  # ffmpeg's words for a WebM that lacks its end, of which it reads what is there
 SIZE = re.compile(r"Output #0.*?Video: .*?\b(\d{1,5})x(\d{1,5})\b", re.DOTALL)
 
 
@@ -69,7 +70,7 @@ def clip(field: str, upload: Upload, target: Path, most_pixels: int, most_second
     if seconds > most_seconds:
         raise InvalidRequest(field, _Words(f"a clip of more than {most_seconds:g} s"), f"at most {most_seconds:g} s")
     size = SIZE.search(said)
-    if done.returncode != 0 or frames == 0 or size is None:
+    if done.returncode != 0 or frames == 0 or size is None or CUT in said:
         reason = (
             "a clip without frames"
             if frames == 0 and done.returncode == 0

@@ -146,6 +146,7 @@ PLAYLIST = b"#EXTM3U\n#EXTINF:10.0,\nhttp://127.0.0.1:1/x.ts\n#EXT-X-ENDLIST\n"
         (pictures.sound, "another kind"),
         (lambda: pictures.clip(3)[:3000], "broken"),
         (lambda: pictures.clip(3, "64x48", 8, "mp4", "-movflags", "+faststart")[:-2500], "broken"),
+        (lambda: pictures.clip(3, "64x48", 8, "webm", "-c:v", "libvpx")[:-2500], "broken"),
         (lambda: pictures.clip(600, "64x48", 1), "more than 10 s"),
         (lambda: pictures.clip(9, "64x48", 30), "more than 100 frames"),
         (lambda: pictures.clip(1, "1600x900", 2), "too many pixels"),
