@@ -8,7 +8,14 @@ from contract.media import BY_NAME as MEDIA
 from contract.parameters import TENSORS, Parameter
 
 ENSEMBLE = "wan"
-NUMPY = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "FP64": np.float64, "STRING": np.object_}
+NUMPY = {
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "UINT8": np.uint8,
+    "STRING": np.object_,
+}
 
 
 def array(parameter: Parameter, value) -> np.ndarray:

@@ -39,7 +39,7 @@ class Gateway:
         self.settings, self.card = settings, settings.card
         self.keys = Keys(settings)
         self.costs = settings.costs
-        self.intake = Intake(settings, self.card.takes, self.card.needs)
+        self.intake = Intake(settings)
         self.files = Storage(settings.storage, settings.storage_endpoint_url)
         self._store: JobStore | None = None
         self._factor = 1.0

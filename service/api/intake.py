@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 import httpx
 from starlette.concurrency import run_in_threadpool
 
+from contract import InvalidRequest as OutOfBounds
+from contract import ModelCard
 from contract.media import BY_NAME, MEDIA
 from service.api import addresses
 from service.api.requests import VideoRequest
@@ -21,29 +23,21 @@ from service.settings import Settings
 class Intake:
     """Reads a few pictures and clips at a time, whoever sends how many."""
 
-    def __init__(self, settings: Settings, takes: tuple[str, ...], needs: tuple[str, ...]):
-        self.settings, self.takes, self.needs = settings, takes, needs
+    def __init__(self, settings: Settings):
+        self.settings, self.card = settings, settings.card
         self._places = asyncio.Semaphore(settings.media_at_once)
 
     @property
     def most_bytes(self) -> int:
         """Of all files of a request."""
-        return sum(self._most_bytes(BY_NAME[name].kind) for name in self.takes)
+        return sum(self._most_bytes(BY_NAME[name].kind) for name in self.card.takes)
 
     def check(self, request: VideoRequest) -> None:
-        """Refuse what the model does not take, and the lack of what it needs."""
-        given = request.media()
-        for name in given:
-            if name not in self.takes:
-                makes = (
-                    f"this model takes {', '.join(self.takes)}"
-                    if self.takes
-                    else "this model makes videos from text only"
-                )
-                raise InvalidRequest(request.said_as(name), "a file", f"nothing: {makes}")
-        for name in self.needs:
-            if name not in given:
-                raise InvalidRequest(name, None, f"{BY_NAME[name].help[:-1]}; the model needs it")
+        """Refuse what the model does not take, and the lack of what it needs, in the words of the caller."""
+        try:
+            self.card.check_media(request.media())
+        except OutOfBounds as error:
+            raise InvalidRequest(request.said_as(error.field), error.value, error.allowed) from None
 
     @asynccontextmanager
     async def kept(self, request: VideoRequest):
@@ -114,10 +108,15 @@ async def _download(url: str, private: bool, upload: Upload, most: int) -> None:
         await answer.aclose()
 
 
-def offered(takes: tuple[str, ...], needs: tuple[str, ...]) -> dict[str, dict]:
+def offered(card: ModelCard) -> dict[str, dict]:
     """The media of a model for clients that draw forms."""
     return {
-        medium.name: {"kind": medium.kind, "label": medium.label, "help": medium.help, "required": medium.name in needs}
+        medium.name: {
+            "kind": medium.kind,
+            "label": medium.label,
+            "help": medium.help,
+            "required": medium.name in card.needs,
+        }
         for medium in MEDIA
-        if medium.name in takes
+        if medium.name in card.takes
     }

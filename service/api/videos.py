@@ -180,6 +180,6 @@ async def list_models(gateway: TheGateway, caller: TheCaller):
         created=0,
         defaults=asdict(gateway.card.defaults),
         limits=requests.limits(gateway.card),
-        media=intake.offered(gateway.card.takes, gateway.card.needs),
+        media=intake.offered(gateway.card),
     )
     return answers.ModelList(data=[model])

@@ -53,12 +53,3 @@ def test_every_row_is_found_by_its_own_structure():
         parts = (row.latent_channels, row.condition_channels, row.parts, row.experts)
         assert recognise(Structure(dim, layers, *parts)) == row
     assert recognise(Structure(192, 2, parts=frozenset({"motion_encoder"}))) is None
-
-
-def test_a_card_says_which_media_a_request_may_and_must_carry():
-    card = ModelCard.from_dict({"takes": ["image", "last_image"], "needs": ["image"]}, "card")
-    assert (card.takes, card.needs) == (("image", "last_image"), ("image",))
-    assert ModelCard.from_dict(json.loads(json.dumps(card.to_dict())), "card") == card
-    assert ModelCard().takes == ()
-    with pytest.raises(InvalidCard, match="takes is \\['sound'\\]; allowed: a list of image, last_image, video"):
-        ModelCard.from_dict({"takes": ["sound"]}, "card")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.service import pictures
 from tests.service.fake_triton import FakeTriton
-from tests.service.running import gateway, settings_for, worker
+from tests.service.running import gateway, worker
 from tests.service.web.test_page import CHROMIUM, browser  # noqa: F401
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium installed (Debian: apt-get install chromium)")
@@ -101,8 +101,9 @@ def test_files_can_be_dropped_and_pasted(page, site):
     hand_over(page, "paste", [png])
     hand_over(page, "drop", [{"name": "c.mp4", "kind": "video/mp4", "text": pictures.clip()}])
     assert [shown(page, name).count() for name in ("image", "last_image", "video")] == [1, 1, 1]
-    _, received = finished(page, site, "all that fits")
-    assert set(received) == {"image", "last_image", "video"}
+    page.get_by_role("button", name="Remove: Clip").click()
+    _, received = finished(page, site, "from here to there")
+    assert set(received) == {"image", "last_image"}
 
 
 def test_a_file_that_is_no_picture_is_named_at_its_place(page):
@@ -140,7 +141,7 @@ def test_it_fits_a_phone(page):
 
 
 def test_a_model_of_text_alone_shows_no_place_for_pictures(browser, tmp_path):  # noqa: F811
-    with gateway(settings_for(tmp_path)) as url:
+    with gateway(pictures.settings_with_media(tmp_path)) as url:
         page = browser.new_page()
         page.goto(url)
         page.wait_for_selector("body[data-ready=yes]")
