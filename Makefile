@@ -2,6 +2,9 @@
 PYTHON ?= python3
 PROMPT ?= a red circle moves left on a black background
 OUT ?=
+IMAGE ?=
+LAST_IMAGE ?=
+VIDEO ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
@@ -21,8 +24,9 @@ setup: .venv/run.stamp  ## the environment that serves
 	$(PIP) -e '.[test]'
 	@touch $@
 
-run: setup  ## one video: make run PROMPT="a blue star moves up on a white background" [OUT=star.mp4]
-	$(BIN)/python -m service.run --prompt "$(PROMPT)" $(if $(OUT),--out "$(OUT)")
+run: setup  ## one video: make run PROMPT="a blue star moves up on a white background" [IMAGE=photo.png] [OUT=star.mp4]
+	$(BIN)/python -m service.run --prompt "$(PROMPT)" $(if $(IMAGE),--image "$(IMAGE)") \
+	  $(if $(LAST_IMAGE),--last-image "$(LAST_IMAGE)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(OUT),--out "$(OUT)")
 
 serve: setup  ## Triton, the worker and the web service, until Ctrl-C
 	$(BIN)/python -m service.serve

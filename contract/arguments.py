@@ -1,8 +1,23 @@
 """Parameters as options of a command line."""
 
 import argparse
+from pathlib import Path
 
+from contract.media import MEDIA
 from contract.parameters import PARAMETERS
+
+
+def add_media(parser: argparse.ArgumentParser) -> None:
+    """`--image FILE` and so on for every picture and clip; None where left out."""
+    for medium in MEDIA:
+        option = f"--{medium.name.replace('_', '-')}"
+        parser.add_argument(option, type=Path, metavar="FILE", help=f"{medium.help} A file.")
+
+
+def given_media(arguments: argparse.Namespace) -> dict[str, Path]:
+    """The pictures and clips that the command line named."""
+    files = {medium.name: getattr(arguments, medium.name) for medium in MEDIA}
+    return {name: path for name, path in files.items() if path is not None}
 
 
 def add(parser: argparse.ArgumentParser, without: tuple[str, ...] = (), required: tuple[str, ...] = ()) -> None:

@@ -1,5 +1,6 @@
 """How pixels become latents and tokens: strides and patch of the loaded variant, and the sizes that follow from them."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -43,6 +44,16 @@ class Geometry:
     def nearest_side(self, pixels: float) -> int:
         """The allowed width or height next to `pixels`."""
         return max(1, round(pixels / self.multiple)) * self.multiple
+
+    def size_like(self, width: int, height: int, area: int, longest: int) -> tuple[int, int]:
+        """Width and height of about `area` pixels with the aspect ratio of a picture, none above `longest`.
+
+        The root is rounded before it is cut to a multiple: that of 480 * 832 * 480 / 832 is a little less than 480.
+        """
+        sides = (round(math.sqrt(area * width / height)), round(math.sqrt(area * height / width)))
+        most = longest // self.multiple
+        wide, high = (max(1, min(side // self.multiple, most)) * self.multiple for side in sides)
+        return wide, high
 
     def nearest_frames(self, frames: float) -> int:
         """The allowed number of frames next to `frames`."""

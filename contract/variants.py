@@ -38,7 +38,8 @@ class Sizes:
 class Variant:
     """One row. `sizes` is None for the row that any other size of the same structure falls to.
 
-    `missing` says what this package lacks to serve it; empty: served.
+    `takes` names the media (`contract.media`) that a request may carry, `needs` those it must. `missing` says what this
+    package lacks to serve it; empty: served.
     """
 
     name: str
@@ -49,6 +50,8 @@ class Variant:
     parts: frozenset[str] = frozenset()
     experts: int = 1
     defaults: Defaults = field(default_factory=Defaults)
+    takes: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     missing: str = ""
 
     def fits(self, structure: Structure) -> bool:

@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx
 
 from contract import arguments as arguments_of
-from contract.media import MEDIA
 from service.formats import BY_SUFFIX
 
 BAR = 30
@@ -22,6 +21,7 @@ OVER = ("completed", "failed", "cancelled")
 URL = "http://127.0.0.1:3000"
 PAUSE_SECONDS = 1.0  # before looking again at a service that is away
 AWAY_SECONDS = 300.0  # how long that is tried
+UPLOAD_SECONDS = 300.0
 
 
 class ClientError(Exception):
@@ -34,18 +34,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("prompt", nargs="?", help="what the video shows")
     parser.add_argument("--url", default=os.environ.get("WAN_URL", URL), help=f"of the service; WAN_URL or {URL}")
     parser.add_argument(
-        "--out", type=Path, help="where to write the video; its ending says the format; default: ID.mp4"
+        "--out", type=video_path, help="where to write the video; its ending says the format; default: ID.mp4"
     )
     parser.add_argument("--resume", metavar="ID", help="go on waiting for an earlier job and fetch its video")
-    for medium in MEDIA:
-        parser.add_argument(f"--{medium.name.replace('_', '-')}", type=Path, metavar="FILE", help=medium.help)
+    arguments_of.add_media(parser)
     arguments_of.add(parser, without=("prompt",))
     given = parser.parse_args(arguments)
     if bool(given.prompt) == bool(given.resume):
         parser.error("a prompt, or --resume ID")
-    if given.out and given.out.suffix.removeprefix(".") not in BY_SUFFIX:
-        parser.error(f"--out is {str(given.out)!r}; allowed: a name that ends with .{', .'.join(BY_SUFFIX)}")
     return given
+
+
+def video_path(text: str) -> Path:
+    """Of a video to write, for argparse."""
+    if (path := Path(text)).suffix.removeprefix(".") not in BY_SUFFIX:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a name that ends with .{', .'.join(BY_SUFFIX)}")
+    return path
 
 
 def say(text: str) -> None:
@@ -99,18 +103,25 @@ def watch(client: httpx.Client, job_id: str) -> dict:
 
 
 def submit(client: httpx.Client, given: argparse.Namespace) -> str:
-    """The id of the new job."""
-    body = arguments_of.given(given)
+    """The id of the new job; a video takes the shape of its picture unless a size was asked for."""
+    body, media = arguments_of.given(given), arguments_of.given_media(given)
     if given.out:
         body["output_format"] = BY_SUFFIX[given.out.suffix.removeprefix(".")].name
-    files = {medium.name: path for medium in MEDIA if (path := getattr(given, medium.name))}
-    if not files:
+    if media and not {"width", "height"} & body.keys():
+        body["size"] = "auto"
+    return post(client, body, media)
+
+
+def post(client: httpx.Client, body: dict, media: dict[str, Path]) -> str:
+    """The id of the new job; with pictures and clips the body is a form."""
+    if not media:
         return answered(client.post("/v1/videos", json=body)).json()["id"]
-    try:
-        parts = {name: (path.name, path.read_bytes()) for name, path in files.items()}
-    except OSError as error:
-        raise ClientError(f"{error.filename}: {error.strerror}") from error
-    return answered(client.post("/v1/videos", data=body, files=parts)).json()["id"]
+    with contextlib.ExitStack() as opened:
+        try:
+            files = {name: (path.name, opened.enter_context(path.open("rb"))) for name, path in media.items()}
+        except OSError as error:
+            raise ClientError(f"{error.filename}: {error.strerror}") from error
+        return answered(client.post("/v1/videos", data=body, files=files, timeout=UPLOAD_SECONDS)).json()["id"]
 
 
 def fetch(client: httpx.Client, video: dict, out: Path | None) -> Path:

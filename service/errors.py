@@ -19,6 +19,7 @@ ServiceError
     ├── SettingsError                       the operator must fix a setting
     ├── LeaseLost                           the worker must drop the job: another one owns it
     ├── GenerationRejected                  Triton says that the request itself is wrong; no retry
+    │   └── InputLost                       a picture or clip of the job is not in the store any more
     ├── GenerationCancelled                 the denoise loop saw the cancel file
     ├── GenerationFailed                    Triton or a stage broke; another attempt may succeed
     │   ├── ServerStopped                   Triton went away during the request
@@ -138,6 +139,10 @@ class LeaseLost(ServiceError):
 class GenerationRejected(ServiceError):
     fault = Fault.job
     code, type = "invalid_value", "invalid_request_error"
+
+
+class InputLost(GenerationRejected):
+    code, type = "input_lost", "server_error"
 
 
 class GenerationCancelled(ServiceError):

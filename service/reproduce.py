@@ -1,6 +1,7 @@
 """`python -m service.reproduce FILE`: makes the video of a file once more, from what is written in it, and compares.
 
-MP4 and WebM files carry seed, model and parameters; the prompts only if the request said `embed_prompt`, else name them here.
+MP4 and WebM files carry seed, model and parameters; the prompts only if the request said `embed_prompt`, else name them here,
+as well as the pictures and clips that went with the request.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import httpx
 
+from contract import arguments as arguments_of
 from service import client, ffmpeg
 from service.client import ClientError, say
 
@@ -64,6 +66,17 @@ def request_of(note: dict, prompts: dict[str, str | None]) -> dict:
     return body
 
 
+def check_media(note: dict, media: dict[str, Path]) -> None:
+    """ClientError where a picture or clip is missing or was not there."""
+    wanted = note.get("media", [])
+    if missing := [name for name in wanted if name not in media]:
+        raise ClientError(
+            f"the video was made with a file as {missing[0]}; give it with --{missing[0].replace('_', '-')}"
+        )
+    if extra := [name for name in media if name not in wanted]:
+        raise ClientError(f"the video was made without --{extra[0].replace('_', '-')}; leave it out")
+
+
 def frames_digest(file: Path) -> str:
     """Of all decoded pixels."""
     return ffmpeg.run(["-i", str(file), "-an", "-f", "md5", "-"]).decode().strip()
@@ -74,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--prompt", help="if the file does not tell it")
     parser.add_argument("--negative-prompt")
+    arguments_of.add_media(parser)
     parser.add_argument("--show", action="store_true", help="print what the file tells and make nothing")
     parser.add_argument("--url", default=os.environ.get("WAN_URL", client.URL), help="of the service")
     parser.add_argument("--out", type=Path, help="keep the new video here")
@@ -85,13 +99,15 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps(note, indent=1, ensure_ascii=False))
             return 0
         body = request_of(note, {"prompt": given.prompt, "negative_prompt": given.negative_prompt})
+        media = arguments_of.given_media(given)
+        check_media(note, media)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with (
             httpx.Client(base_url=given.url, headers=headers, timeout=30) as http,
             tempfile.TemporaryDirectory() as temporary,
         ):
             body |= {"model": note["model"], **note["file"]}
-            job_id = client.answered(http.post("/v1/videos", json=body)).json()["id"]
+            job_id = client.post(http, body, media)
             out = client.fetch(http, client.watch(http, job_id), given.out or Path(temporary) / given.file.name)
             same = frames_digest(out) == frames_digest(given.file)
         say("the same video, pixel by pixel" if same else "another video: other weights, machine or release")

@@ -16,16 +16,26 @@ from service.stack import Stack, StackError, check_settings, exported
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m service.run", description=__doc__.split(": ", 1)[1])
-    parser.add_argument("--out", type=Path, help="where to write the MP4; default: in the state directory")
+    parser.add_argument(
+        "--out", type=client.video_path, help="where to write the video; default: in the state directory"
+    )
     arguments_of.add(parser, required=("prompt",))
+    arguments_of.add_media(parser)
     options.add(parser)
     return parser.parse_args(arguments)
+
+
+def check_media(choice: argparse.Namespace) -> None:
+    """Before anything is started; StackError names the option and the file."""
+    for name, path in arguments_of.given_media(choice).items():
+        if not path.is_file():
+            raise StackError(f"--{name.replace('_', '-')} is {str(path)!r}; allowed: an existing file")
 
 
 def generate(url: str, choice: argparse.Namespace) -> Path:
     """Submit, watch, download."""
     with httpx.Client(base_url=url, timeout=30) as http:
-        job_id = client.answered(http.post("/v1/videos", json=arguments_of.given(choice))).json()["id"]
+        job_id = client.submit(http, choice)
         video = client.watch(http, job_id)
         out = client.fetch(http, video, choice.out or choice.state / f"{job_id}.mp4")
     say(
@@ -38,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     choice = parse(arguments)
     try:
         check_settings()
+        check_media(choice)
         exported(choice.repository, choice.checkpoint, say)
         options.serve_model(choice.checkpoint, choice.repository)
         with Stack(choice.repository, choice.state, on_progress=say) as stack:

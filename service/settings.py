@@ -50,6 +50,20 @@ class Settings(BaseSettings):
     sync_timeout_seconds: Seconds = 14400
     slot_seconds: Seconds = 120  # autoscaling: as much predicted work makes a denoise slot worth having
 
+    # pictures and clips that come with a request, where the model takes them
+    max_image_bytes: int = Field(30_000_000, ge=1024)
+    max_image_pixels: int = Field(50_000_000, ge=4096)
+    max_clip_bytes: int = Field(100_000_000, ge=1024)
+    max_clip_pixels: int = Field(9_500_000, ge=4096)  # of a frame
+    max_clip_seconds: Seconds = 60
+    max_clip_frames: int = Field(1800, ge=1)
+    max_uploads: int = Field(8, ge=1)  # at once; their files lie in the folder of TMPDIR
+    upload_seconds: Seconds = 600  # for one of them to arrive
+    media_at_once: int = Field(2, ge=1)  # pictures and clips that are being read
+    fetch_urls: bool = False  # whether a request may name the address of a picture; only public ones are called
+    fetch_allow_private: bool = False
+    fetch_seconds: Seconds = 20
+
     # jobs
     max_attempts: int = Field(3, ge=1, le=20)  # that may break on healthy workers before the job is at fault
     max_losses: int = Field(10, ge=1, le=1000)  # attempts in a row without a newer checkpoint, whoever was at fault
@@ -123,7 +137,7 @@ class Settings(BaseSettings):
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """Ports that a webhook may go to; none: any."""
+        """Ports that addresses in requests may have; none: any."""
         return tuple(int(port) for port in self.webhook_ports.split(",") if port)
 
     @property

@@ -29,6 +29,11 @@ def preview_key(job_id: str) -> str:
     return f"{job_id}/preview.webp"
 
 
+def input_key(job_id: str, name: str) -> str:
+    """`name`: of the medium, with the ending of its kept form."""
+    return f"{job_id}/input-{name}"
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:

@@ -49,6 +49,7 @@ class VideoAnswer(BaseModel):
     remixed_from_video_id: str | None = None
     error: JobError | None = None
     priority: str
+    inputs: list[str] | None = None  # pictures and clips that came with the request
     user: str | None = None
     # how it goes
     phase: str | None = None
@@ -126,6 +127,7 @@ class Model(BaseModel):
     workers: int  # that serve it now; with none, jobs wait for the autoscaler
     defaults: dict
     limits: dict
+    media: dict  # pictures and clips that a request may carry
 
 
 class ModelList(BaseModel):
@@ -159,6 +161,7 @@ def video(job: Job, estimate: Estimate | None) -> VideoAnswer:
         seconds=f"{request['num_frames'] / request['fps']:g}",
         error=JobError(code=job.error_code or "", message=job.error_message or "") if job.status == FAILED else None,
         **{p.name: request.get(p.name) for p in SHOWN},
+        inputs=list(request.get("media", {})) or None,
         user=request.get("user"),
         remixed_from_video_id=request.get("remixed_from"),
         priority=Priority(job.priority).name,

@@ -44,7 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="Wan video generation",
         version="1",
-        description="Text to video with Wan; see docs/clients.md for the other servers whose API this is too.",
+        description="Videos from text, pictures and clips with Wan; see docs/clients.md for the other servers whose API this is too.",
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,

@@ -1,50 +1,53 @@
 """Reads request bodies: JSON or forms. How large they may be is the guard's matter."""
 
-import json
+from urllib.parse import parse_qsl
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
+from service.api.json_text import JsonText, parsed
+from service.api.multipart import Form
 from service.errors import InvalidRequest, UnsupportedMedia
+
+JSON, MULTIPART, FORM = "application/json", "multipart/form-data", "application/x-www-form-urlencoded"
 
 
 async def read(request: Request) -> dict:
-    """The fields of the body."""
+    """The fields of the body; files among them are on disk, until the guard has seen the request end."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in ("application/json", "multipart/form-data", "application/x-www-form-urlencoded"):
+    if kind not in (JSON, MULTIPART, FORM):
         raise UnsupportedMedia(
             f"Content-Type is {kind!r}; allowed: application/json, multipart/form-data", "Content-Type"
         )
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMedia("Content-Encoding is not supported; send the body as it is", "Content-Encoding")
-    return _json(await request.body()) if kind == "application/json" else await _form(request)
-
-
-def _json(body: bytes) -> dict:
+    if kind == FORM:
+        return _with_extras(_pairs(await request.body()))
+    limit = request.scope["wan.text_limit"]
+    reader = JsonText(limit) if kind == JSON else Form(request.headers["content-type"].encode(), limit)
+    request.scope["wan.files"].append(reader)
     try:
-        values = json.loads(body, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise InvalidRequest("body", body[:60].decode(errors="replace"), "valid JSON") from None
-    if not isinstance(values, dict):
-        raise InvalidRequest("body", values, "a JSON object")
+        async for piece in request.stream():
+            reader.feed(piece)
+        return reader.values() if kind == JSON else _with_extras(reader.values())
+    except ClientDisconnect:
+        raise InvalidRequest("body", "incomplete", "a body that arrives in full") from None
+
+
+def _pairs(body: bytes) -> dict:
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=64, errors="strict")
+    except ValueError as error:
+        raise InvalidRequest("body", "…", f"a valid form ({str(error)[:100]})") from None
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise InvalidRequest(next(name for name in names if names.count(name) > 1), "several values", "one value")
     return values
 
 
-def _no_constant(name: str):
-    raise ValueError(f"{name} is not JSON")
-
-
-async def _form(request: Request) -> dict:
-    try:
-        form = await request.form(max_files=4, max_fields=64)
-    except Exception as error:  # starlette raises HTTPException, python-multipart its own
-        raise InvalidRequest("body", "…", f"a valid form ({str(getattr(error, 'detail', error))[:100]})") from None
-    values: dict = {}
-    for name, value in form.multi_items():
-        if name in values:
-            raise InvalidRequest(name, "several values", "one value")
-        values[name] = value if isinstance(value, str) else "a file"
+def _with_extras(values: dict) -> dict:
+    """A form's fields and what it says as JSON in `extra_params` or `extra_body`."""
     for name in ("extra_params", "extra_body"):
         if isinstance(values.get(name), str):
-            values |= _json(values.pop(name).encode())
-    await form.close()
+            values |= parsed(values.pop(name).encode())
     return values

@@ -7,20 +7,23 @@ import json
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from starlette.concurrency import run_in_threadpool
 
-from service.api import answers, webhooks
+from service.api import addresses, answers, webhooks
 from service.api.auth import Caller, Keys
 from service.api.catalogue import Catalogue, Served
 from service.api.feed import Feed, News
+from service.api.intake import Intake
 from service.api.requests import RequestBody, stable_seed
 from service.api.shapes import notices
 from service.errors import InvalidRequest, ServiceError, StorageError, Unavailable
 from service.logs import prompt_fields
+from service.media.files import Kept
 from service.metrics import measured_metrics, store_metrics
 from service.settings import Settings
-from service.storage import Storage
+from service.storage import Storage, input_key
 from service.store import Job, JobStore, NewJob, Priority
 from service.store.outbox import Delivery
 
@@ -38,6 +41,7 @@ class Gateway:
     def __init__(self, settings: Settings):
         self.settings, self.catalogue = settings, Catalogue(settings)
         self.keys = Keys(settings)
+        self.intake = Intake(settings, self.catalogue)
         self.files = Storage(settings.storage, settings.storage_endpoint_url)
         self._store: JobStore | None = None
         self._tasks: list[asyncio.Task] = []
@@ -104,36 +108,74 @@ class Gateway:
         """
         priority = caller.allow(request.priority, "priority" in request.model_fields_set)
         if request.webhook_url is not None:
-            webhooks.check_url(request.webhook_url, self.settings.webhook_allow_private, self.settings.ports)
+            addresses.check_url(request.webhook_url, self.settings.webhook_allow_private, ports=self.settings.ports)
         served = await self._served(request.model)
-        values = request.resolve(served.card)
+        self.intake.check(request, served.card)
+        async with self.intake.kept(request) as kept:
+            shown = next(((file.width, file.height) for file in kept.values()), None)
+            values = request.resolve(served.card, shown) | (about or {})
+            new = self._priced(request, served, values, caller, Priority[priority], idempotency_key)
+            job, made = await run_in_threadpool(self._submit, new, kept, request.reuse_finished, caller.max_queued)
+        extra = {"job": job.id, "owner": caller.name, "gpu_seconds": round(job.cost, 2), "repeated": not made}
+        logger.info("submitted", extra=extra | prompt_fields(values["prompt"], self.settings.log_prompts))
+        return job, made
+
+    def _priced(
+        self,
+        request: RequestBody,
+        served: Served,
+        values: dict,
+        caller: Caller,
+        priority: Priority,
+        idempotency_key: str | None,
+    ) -> NewJob:
         if request.given("seed") is None and idempotency_key is not None:
             # a repetition must be recognised as the same request although its seed would be drawn anew
             values["seed"] = stable_seed(caller.name, idempotency_key)
-        values |= about or {}
-        if request.reuse_finished:
-            like = (caller.name, served.name, values)
-            if (earlier := await run_in_threadpool(self.store.finished_like, *like)) is not None:
-                return earlier, False
         raw, cost = served.price(values)
         if cost > self.settings.max_job_gpu_seconds:
             raise _too_much(cost, self.settings.max_job_gpu_seconds)
-        new = NewJob(
+        return NewJob(
             owner=caller.name,
             request=values,
             cost=cost,
             raw_cost=raw,
-            priority=Priority[priority],
+            priority=priority,
             idempotency_key=idempotency_key,
             deadline=request.deadline_seconds,
             webhook_url=request.webhook_url,
             weight=caller.weight,
             model=served.name,
         )
-        job, made = await run_in_threadpool(self.store.submit, new, caller.max_queued)
-        extra = {"job": job.id, "owner": caller.name, "gpu_seconds": round(cost, 2), "repeated": not made}
-        logger.info("submitted", extra=extra | prompt_fields(values["prompt"], self.settings.log_prompts))
+
+    def _submit(self, new: NewJob, kept: dict[str, Kept], reuse: bool, max_queued: int | None) -> tuple[Job, bool]:
+        """Store the files, then the job. Files of a job that is not made go at once, or when their reservation runs out."""
+        media = {name: {"key": input_key(new.id, file.path.name), "sha256": file.sha256, "type": file.type}
+                 for name, file in kept.items()}  # fmt: skip
+        new = replace(new, request=new.request | ({"media": media} if media else {}))
+        if reuse and (earlier := self.store.finished_like(new.owner, new.model, new.request)) is not None:
+            return earlier, False
+        if not kept:
+            return self.store.submit(new, max_queued)
+        self.store.reserve(new)
+        try:
+            for name, file in kept.items():
+                self.files.put(file.path, media[name]["key"])
+            job, made = self.store.submit(new, max_queued)
+        except Unavailable:  # the job may have been stored all the same
+            raise
+        except ServiceError:
+            self._remove_files(new.id)
+            raise
+        if not made:
+            self._remove_files(new.id)
         return job, made
+
+    def _remove_files(self, job_id: str) -> None:
+        try:
+            self.files.delete_job(job_id)
+        except StorageError as error:
+            logger.warning("files stay for now", extra={"job": job_id, "reason": str(error)})
 
     async def _served(self, name: str | None) -> Served:
         """The model that a request names; one that is not known may have been announced a moment ago."""

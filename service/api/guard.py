@@ -7,6 +7,7 @@ larger than the limit, and no error leaves in another shape.
 import asyncio
 import re
 import secrets
+import time
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,12 +16,15 @@ from service import logs
 from service.api import problems
 from service.api.gateway import Gateway
 from service.api.http_metrics import counted
-from service.errors import BodyTooLarge, InvalidRequest, ServiceError
+from service.errors import BodyTooLarge, InvalidRequest, ServiceError, Unavailable
 
 READ_SECONDS = 30.0
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 # what a browser and a cluster must reach without a key; none of it tells of jobs
 PUBLIC = frozenset({"/", "/livez", "/healthz", "/readyz", "/metrics", "/openapi.json", "/schema.json"})
+# where bodies may be as large as the files that the model takes, and are passed on while they arrive
+WITH_FILES = frozenset({"/v1/videos", "/v1/videos/sync", "/generate"})
+KINDS_WITH_FILES = frozenset({"application/json", "multipart/form-data"})
 PUBLIC_FOLDER = "/web/"
 
 
@@ -33,6 +37,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, gateway: Gateway):
         self.app, self.gateway = app, gateway
+        self._uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -46,17 +51,43 @@ class Guard:
         headers = Headers(scope=scope)
         scope["wan.request_id"] = _request_id(headers.get("x-request-id"))
         token = logs.request_id.set(scope["wan.request_id"])
+        scope["wan.text_limit"], scope["wan.files"] = self.gateway.settings.max_body_bytes, []
         send = _Answer(scope, counted(scope, send)).send
         try:
             self._admit(scope, headers)
-            body = await _read(headers, receive, self.gateway.settings.max_body_bytes)
-            await self.app(scope, _replay(body, receive), send)
+            if self._may_carry_files(scope, headers):
+                await self._pass_files(scope, headers, receive, send)
+            else:
+                body = await _read(headers, receive, self.gateway.settings.max_body_bytes)
+                await self.app(scope, _replay(body, receive), send)
         except ServiceError as error:
             await problems.answer(error, scope["path"])(scope, receive, send)
         except ClientLeft:
             pass
         finally:
+            for reader in scope["wan.files"]:
+                reader.close()
             logs.request_id.reset(token)
+
+    def _may_carry_files(self, scope: Scope, headers: Headers) -> bool:
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        wanted = scope["method"] == "POST" and scope["path"] in WITH_FILES and kind in KINDS_WITH_FILES
+        declared = headers.get("content-length", "")
+        small = declared.isdecimal() and int(declared) <= self.gateway.settings.max_body_bytes
+        return wanted and not small and self.gateway.intake.most_bytes > 0
+
+    async def _pass_files(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        """Give a large body to the application while it arrives; a few at a time, since their files are on disk."""
+        settings = self.gateway.settings
+        if self._uploads >= settings.max_uploads:
+            raise Unavailable(f"{self._uploads} uploads are under way, as many as are taken at once")
+        # base64 makes three bytes four
+        limit = settings.max_body_bytes + self.gateway.intake.most_bytes * 4 // 3
+        self._uploads += 1
+        try:
+            await self.app(scope, _metered(headers, receive, limit, settings.upload_seconds), send)
+        finally:
+            self._uploads -= 1
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         path = scope["path"]
@@ -91,6 +122,31 @@ async def _read(headers: Headers, receive: Receive, limit: int) -> bytes:
                     return bytes(body)
     except TimeoutError:
         raise InvalidRequest("body", "incomplete", f"a body that arrives within {READ_SECONDS:g} s") from None
+
+
+def _metered(headers: Headers, receive: Receive, limit: int, seconds: float) -> Receive:
+    """Passes a body on; BodyTooLarge or InvalidRequest as soon as it is known to be too large or too slow."""
+    declared = headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > limit:
+        raise BodyTooLarge(f"the body has {declared} bytes; allowed: {limit}")
+    left, deadline, complete = limit, time.monotonic() + seconds, False
+
+    async def metered() -> Message:
+        nonlocal left, complete
+        if complete:
+            return await receive()
+        try:
+            async with asyncio.timeout(min(READ_SECONDS, deadline - time.monotonic())):
+                message = await receive()
+        except TimeoutError:
+            raise InvalidRequest("body", "incomplete", f"a body that arrives within {seconds:g} s") from None
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise BodyTooLarge(f"the body has more than {limit} bytes; allowed: {limit}")
+        complete = not message.get("more_body", False)
+        return message
+
+    return metered
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

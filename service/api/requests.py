@@ -1,8 +1,9 @@
 """What a caller may ask for: the parameters of `contract.parameters`, and what concerns the job rather than the video.
 
 Names follow vLLM-Omni's `/v1/videos`; the names that OpenAI (`size`, `seconds`) and LightX2V (`target_shape`) use for the same
-thing are accepted too, as are the aliases in the declaration. One rule for sizes: anything off the model's grid is refused
-with the nearest allowed value. Only `seconds` is rounded, to the longest allowed clip that is not longer.
+thing are accepted too, as are the aliases in the declaration. Pictures and clips are those of `contract.media`. One rule for
+sizes: anything off the model's grid is refused with the nearest allowed value. Only `seconds` is rounded, to the longest
+allowed clip that is not longer.
 """
 
 import hashlib
@@ -11,15 +12,29 @@ import secrets
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from contract import PARAMETERS, ModelCard, body
 from contract import InvalidRequest as OutOfBounds
+from contract.media import MEDIA, Medium
 from contract.parameters import BY_NAME
 from contract.rules import Frames, Side
 from service.api.output import BOOLEANS, OutputFields
 from service.errors import InvalidRequest
+from service.media.sent import Source, source_of
 
+AUTO = "auto"
 SIZE = re.compile(r"(\d{2,5})[xX×*](\d{2,5})")
 
 
@@ -29,7 +44,9 @@ class JobFields(OutputFields):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, str_strip_whitespace=False)
 
     model: str | None = Field(None, max_length=64, description="Must be the served model if given.")
-    size: str | None = Field(None, max_length=11, description="WIDTHxHEIGHT; instead of width and height.")
+    size: str | None = Field(
+        None, max_length=11, description="WIDTHxHEIGHT, or auto: that of the picture; instead of width and height."
+    )
     target_shape: list[Annotated[int, Field(ge=1)]] | None = Field(
         None, min_length=2, max_length=2, description="[height, width]; instead of width and height."
     )
@@ -67,12 +84,21 @@ class JobFields(OutputFields):
     @field_validator("size")
     @classmethod
     def _size(cls, value: str | None) -> str | None:
-        if value is not None and not SIZE.fullmatch(value):
-            raise ValueError("WIDTHxHEIGHT, for example 832x480")
+        if value is not None and value != AUTO and not SIZE.fullmatch(value):
+            raise ValueError("WIDTHxHEIGHT, for example 832x480, or auto")
         return value
 
 
 class RequestBody(JobFields):
+    _names: dict[str, str] = PrivateAttr(default_factory=dict)  # medium -> how the caller named it
+
+    def media(self) -> dict[str, Source]:
+        """The pictures and clips of the request, by the names of `contract.media`."""
+        return {medium.name: source for medium in MEDIA if (source := self.given(medium.name)) is not None}
+
+    def said_as(self, medium: str) -> str:
+        return self._names.get(medium, medium)
+
     @model_validator(mode="after")
     def _said_once(self) -> "RequestBody":
         sizes = [name for name in ("size", "target_shape") if getattr(self, name) is not None]
@@ -87,13 +113,16 @@ class RequestBody(JobFields):
     def given(self, name: str) -> Any:
         return getattr(self, name)
 
-    def resolve(self, card: ModelCard) -> dict:
-        """The complete generation request as it is stored and sent to Triton; InvalidRequest names the field."""
+    def resolve(self, card: ModelCard, shown: tuple[int, int] | None = None) -> dict:
+        """The complete generation request as it is stored and sent to Triton; InvalidRequest names the field.
+
+        `shown`: width and height of the picture, for the size `auto`.
+        """
         given = {p.name: self.given(p.name) for p in PARAMETERS}
         fps = given.pop("fps")
         fps = card.defaults.fps if fps is None else fps
         said_as = {}  # how the caller named what is refused
-        if (shape := self._shape()) is not None:
+        if (shape := self._shape(card, shown)) is not None:
             name, given["width"], given["height"] = shape
             said_as = {"width": name, "height": name}
         if self.seconds is not None:
@@ -108,8 +137,13 @@ class RequestBody(JobFields):
         values = asdict(request) | {"fps": fps} | self.output()
         return values | ({"preview": True} if self.preview else {}) | ({"user": self.user} if self.user else {})
 
-    def _shape(self) -> tuple[str, int, int] | None:
+    def _shape(self, card: ModelCard, shown: tuple[int, int] | None) -> tuple[str, int, int] | None:
         """(field, width, height) where one field says both."""
+        if self.size == AUTO:
+            if shown is None:
+                raise InvalidRequest("size", AUTO, "WIDTHxHEIGHT; auto is the size of a picture, and there is none")
+            area, longest = card.defaults.width * card.defaults.height, int(BY_NAME["width"].number.high)
+            return "size", *card.geometry.size_like(*shown, area, longest)
         if self.size is not None and (sides := SIZE.fullmatch(self.size)):
             return "size", int(sides[1]), int(sides[2])
         if self.target_shape is not None:
@@ -125,7 +159,16 @@ class RequestBody(JobFields):
         return frames
 
 
+def _medium_field(medium: Medium) -> tuple[Any, Any]:
+    """In JSON; in a form it is a file."""
+    schema = {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"image_url": {"type": "string"}}}]}
+    about = f"{medium.help} A data URL, an address, or either as image_url; in a form, a file."
+    kind = Annotated[Any, BeforeValidator(source_of), WithJsonSchema(schema)]
+    return kind, Field(None, validation_alias=AliasChoices(medium.name, *medium.aliases), description=about)
+
+
 _FIELDS: dict[str, Any] = {p.name: body.field(p, required=p.name == "prompt") for p in PARAMETERS}
+_FIELDS |= {medium.name: _medium_field(medium) for medium in MEDIA}
 VideoRequest = create_model("VideoRequest", __base__=RequestBody, **_FIELDS)
 VideoRequest.__doc__ = "Body of `POST /v1/videos`; what is left out takes the model's default (see `GET /v1/models`)."
 
@@ -150,12 +193,15 @@ def _printable(value: str) -> str:
 
 def parse(values: dict) -> RequestBody:
     """Validate a decoded body; InvalidRequest names the field, its value and what is allowed."""
-    if values.get("input_reference") is not None:
-        raise InvalidRequest("input_reference", "a file", "nothing: this model makes videos from text only")
     try:
-        return VideoRequest.model_validate(values)
+        request = VideoRequest.model_validate(values)
     except ValidationError as error:
         raise from_validation(error) from None
+    for medium in MEDIA:
+        for name in reversed((medium.name, *medium.aliases)):
+            if name in values:
+                request._names[medium.name] = name
+    return request
 
 
 def from_validation(error: ValidationError) -> InvalidRequest:
@@ -169,6 +215,14 @@ def from_validation(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(param, None, "a value; the field is required")
     value = first.get("input")
     return InvalidRequest(param, "…" if isinstance(value, dict) else value, message)
+
+
+def form_schema() -> dict:
+    """The body's JSON schema, with files where a multipart form has them."""
+    schema = VideoRequest.model_json_schema(by_alias=False)
+    for medium in MEDIA:
+        schema["properties"][medium.name] = {"type": "string", "format": "binary", "description": medium.help}
+    return schema
 
 
 def limits(card: ModelCard) -> dict:

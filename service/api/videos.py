@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from service.api import answers, body, content, events, requests, stills, sync
+from service.api import answers, body, content, events, intake, requests, stills, sync
 from service.api.auth import ANONYMOUS, Caller
 from service.api.gateway import Gateway
 from service.api.shapes import same_path
@@ -55,12 +55,14 @@ async def idempotency_key_of(
 
 IdempotencyKey = Annotated[str | None, Depends(idempotency_key_of)]
 
-_SCHEMA = requests.VideoRequest.model_json_schema(by_alias=False)
 _BODY: dict[str, Any] = {
     "openapi_extra": {
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": _SCHEMA}, "multipart/form-data": {"schema": _SCHEMA}},
+            "content": {
+                "application/json": {"schema": requests.VideoRequest.model_json_schema(by_alias=False)},
+                "multipart/form-data": {"schema": requests.form_schema()},
+            },
         }
     }
 }
@@ -204,6 +206,7 @@ async def list_models(gateway: TheGateway, caller: TheCaller):
             workers=served.workers,
             defaults=asdict(served.card.defaults),
             limits=requests.limits(served.card),
+            media=intake.offered(served.card),
         )
         for served in gateway.catalogue.models.values()
     ]

@@ -4,12 +4,15 @@ import json
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, insert, select, tuple_, update
+from sqlalchemy import delete as delete_rows
 
 from service.errors import Conflict, DeadlineUnreachable, IdempotencyMismatch, InvalidRequest, QueueFull
 from service.store import estimates, finishing, shares
 from service.store.jobs import CANCELLED, COMPLETED, QUEUED, RUNNING, Job, NewJob
 from service.store.policies import POLICIES
 from service.store.schema import jobs
+
+RESERVED_SECONDS = 3600.0  # of a job whose files are being stored
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def replay(conn: Connection, new: NewJob) -> Job | None:
 
 def _differences(earlier: Job, new: NewJob) -> list[str]:
     """What a repeated submission asks for that the earlier one did not, by the names of the API."""
-    request, wanted = earlier.request, json.loads(json.dumps(new.request))
+    request, wanted = comparable(earlier.request), comparable(json.loads(json.dumps(new.request)))
     names = [name for name in sorted({*request, *wanted}) if request.get(name) != wanted.get(name)]
     deadline = None if earlier.deadline is None else earlier.deadline - earlier.created_at
     same_deadline = deadline == new.deadline
@@ -82,6 +85,12 @@ def _differences(earlier: Job, new: NewJob) -> list[str]:
     asked = {"model": earlier.model == new.model, "priority": earlier.priority == new.priority, "deadline_seconds": same_deadline,
              "webhook_url": earlier.webhook_url == new.webhook_url}  # fmt: skip
     return names + [name for name, same in asked.items() if not same]
+
+
+def comparable(request: dict) -> dict:
+    """With the digests of files instead of where they lie."""
+    media = {name: file["sha256"] for name, file in request.get("media", {}).items()}
+    return {name: value for name, value in request.items() if name != "media"} | media
 
 
 def admit(conn: Connection, now: float, new: NewJob, limits: Limits) -> None:
@@ -105,10 +114,9 @@ def admit(conn: Connection, now: float, new: NewJob, limits: Limits) -> None:
             )
 
 
-def add(conn: Connection, now: float, new: NewJob, limits: Limits) -> Job:
-    """Insert an admitted job at its place."""
+def _columns(now: float, new: NewJob, limits: Limits) -> dict:
     deadline = now + new.deadline if new.deadline is not None else None
-    values = {
+    return {
         "id": new.id,
         "owner": new.owner,
         "status": QUEUED,
@@ -127,6 +135,19 @@ def add(conn: Connection, now: float, new: NewJob, limits: Limits) -> Job:
         "webhook_url": new.webhook_url,
         "model": new.model,
     }
+
+
+def reserve(conn: Connection, now: float, new: NewJob) -> None:
+    """A deleted job of this id, whose files go with it; `add` puts the real one in its place."""
+    over = {"status": CANCELLED, "deleted": 1, "idempotency_key": None, "expires_at": now + RESERVED_SECONDS}
+    conn.execute(insert(jobs).values(**(_columns(now, new, Limits()) | over)))
+
+
+def add(conn: Connection, now: float, new: NewJob, limits: Limits) -> Job:
+    """Insert an admitted job at its place."""
+    if new.request.get("media"):
+        conn.execute(delete_rows(jobs).where(jobs.c.id == new.id))
+    values = _columns(now, new, limits)
     row = conn.execute(insert(jobs).values(**values).returning(jobs)).one()
     shares.arrive(conn, new.owner, new.weight)
     shares.enqueued(conn, new.owner, int(new.priority), new.cost)

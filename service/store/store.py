@@ -115,17 +115,26 @@ class JobStore(Housekeeping):
         self.database.notify(conn, "queued", job.id)
         return job, True
 
+    @transaction()
+    def reserve(self, conn: Connection, new: NewJob) -> None:
+        """Before files are stored for a job: should it never be submitted, the sweep finds them after an hour."""
+        queueing.reserve(conn, self.database.now(conn), new)
+
     def get(self, job_id: str, owner: str | None = None) -> Job:
         with self.database.read() as conn:
             return self._found(queueing.find(conn, job_id, owner))
 
     def finished_like(self, owner: str, model: str, request: dict) -> Job | None:
         """The newest stored video of the owner that was made from exactly this request."""
-        same = (jobs.c.owner == owner, jobs.c.model == model, jobs.c.status == COMPLETED, jobs.c.deleted == 0)
-        query = select(jobs).where(*same, jobs.c.request == json.dumps(request)).order_by(jobs.c.created_at.desc())
+        same = [jobs.c.owner == owner, jobs.c.model == model, jobs.c.status == COMPLETED, jobs.c.deleted == 0]
+        media = request.get("media", {}).values()  # each job has its files elsewhere; their digests tell
+        same += [jobs.c.request.contains(file["sha256"]) for file in media] or [jobs.c.request == json.dumps(request)]
+        query = select(jobs).where(*same).order_by(jobs.c.created_at.desc())
         with self.database.read() as conn:
-            row = conn.execute(query.where(jobs.c.expires_at > self.database.now(conn)).limit(1)).first()
-        return Job.from_row(row) if row else None
+            rows = conn.execute(query.where(jobs.c.expires_at > self.database.now(conn)))
+            found = (Job.from_row(row) for row in rows)
+            wanted = queueing.comparable(request)
+            return next((job for job in found if queueing.comparable(job.request) == wanted), None)
 
     def get_with_estimate(self, job_id: str, owner: str | None = None) -> tuple[Job, Estimate | None]:
         """The job and where it stands; many of these share one look at the queue, at most half a second old."""

@@ -43,9 +43,17 @@ export const getJson = async (path) => json(await call(path));
 export const post = async (path) => json(await call(path, { method: "POST" }));
 export const remove = (path) => call(path, { method: "DELETE" });
 
-export async function create(values) {
-  const body = JSON.stringify(values);
-  const headers = { "Content-Type": "application/json", "Idempotency-Key": unique() };
+// `files`: [name, File] of pictures and clips; with these the body is a form.
+export async function create(values, files = []) {
+  const headers = { "Idempotency-Key": unique() };
+  let body;
+  if (files.length) {
+    body = new FormData();
+    for (const [name, value] of [...Object.entries(values), ...files]) body.append(name, value);
+  } else {
+    body = JSON.stringify(values);
+    headers["Content-Type"] = "application/json";
+  }
   return json(await call("v1/videos", { method: "POST", headers, body }));
 }
 

@@ -74,12 +74,18 @@ function hint(limit) {
   return limit.maximum > Number.MAX_SAFE_INTEGER ? limit.help : limit.enum ? "" : (limit.allowed ?? "");
 }
 
+// A size that something else decides.
+export function lockSize(locked) {
+  for (const name of ["width", "height"]) if (form.elements[name]) form.elements[name].disabled = locked;
+}
+
 // What the caller filled in; the server checks it.
 export function values() {
   const result = { prompt: form.elements.prompt.value };
   if (form.elements.negative_prompt.value) result.negative_prompt = form.elements.negative_prompt.value;
   for (const name of fields) {
     const input = form.elements[name];
+    if (input.disabled) continue;
     if (name === "preview") result.preview = input.checked;
     else if (name === "priority" && input.value === "normal") continue; // a key that may use less gets its own highest
     else if (input.tagName === "SELECT") result[name] = input.value;

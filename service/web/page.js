@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import * as form from "./form.js";
 import * as gallery from "./gallery.js";
+import * as media from "./media.js";
 import * as words from "./words.js";
 import { t } from "./words.js";
 
@@ -158,7 +159,8 @@ async function submit(event) {
   form.showError(null);
   $("submit").disabled = true;
   try {
-    const job = await api.create(form.values());
+    const shape = media.isAuto() ? { size: "auto" } : {};
+    const job = await api.create({ ...form.values(), ...shape }, media.files());
     follow(job);
     announce(t("Submitted"));
   } catch (error) {
@@ -173,6 +175,7 @@ async function start() {
     const models = await api.getJson("v1/models");
     $("model").textContent = models.data[0].id;
     form.build(models.data[0]);
+    media.build(models.data[0].media, form.lockSize);
     words.translate($("form"));
     gallery.describe(models.data[0].limits);
     oldest = null;

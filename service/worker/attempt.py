@@ -35,6 +35,7 @@ from service.store.faults import HANDED_OVER, PREEMPTED
 from service.store.jobs import TERMINAL
 from service.worker import run_directories, video
 from service.worker.health import Health, check_frames, digest
+from service.worker.inputs import read_all
 from service.worker.triton import Generator
 from service.worker.uploads import Uploads
 
@@ -175,7 +176,9 @@ class Attempt:
             worker_metrics().queue_wait.observe(max(0.0, self.job.leased_at - self.job.created_at))
         logger.info("started", extra={"attempt": self.lease.fence, "checkpoint_step": self.job.checkpoint_step})
         preview = bool(self.job.request.get("preview"))
-        return await self.tools.triton.generate(self.lease.request_id, self.job.request, preview)
+        stored, limit = self.job.request.get("media", {}), self.tools.settings.storage_retry_seconds
+        media = await self._stubbornly(limit, read_all, self.tools.files, stored)
+        return await self.tools.triton.generate(self.lease.request_id, self.job.request, preview, media)
 
     async def _deliver(self, frames, info: dict) -> str:
         """Encode, store, publish. A finished video waits for a store that is away, on this machine."""

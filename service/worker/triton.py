@@ -34,7 +34,9 @@ class Generator(Protocol):
 
     async def slots(self) -> int: ...
 
-    async def generate(self, request_id: str, request: dict, preview: bool = False) -> tuple[np.ndarray, dict]: ...
+    async def generate(
+        self, request_id: str, request: dict, preview: bool = False, media: dict[str, bytes] | None = None
+    ) -> tuple[np.ndarray, dict]: ...
 
     async def close(self) -> None: ...
 
@@ -67,9 +69,11 @@ class TritonGenerator:
         count = sum(int(group.get("count", 1)) * max(1, len(group.get("gpus", []))) for group in groups)
         return max(1, count)
 
-    async def generate(self, request_id: str, request: dict, preview: bool = False) -> tuple[np.ndarray, dict]:
+    async def generate(
+        self, request_id: str, request: dict, preview: bool = False, media: dict[str, bytes] | None = None
+    ) -> tuple[np.ndarray, dict]:
         """Run one request; GenerationRejected, GenerationCancelled or GenerationFailed when there is no video."""
-        inputs = infer_inputs(grpcclient, request)
+        inputs = infer_inputs(grpcclient, request, media)
         outputs = [grpcclient.InferRequestedOutput("FRAMES"), grpcclient.InferRequestedOutput("INFO")]
         parameters = {"preview": True} if preview else None
         try:

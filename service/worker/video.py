@@ -46,4 +46,6 @@ def note(request: dict, model: str) -> str:
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in prompts.items()}
     file = {name: request[name] for name in ("output_format", "crf", "embed_prompt") if name in request}
     note = {"wan": 1, "model": model, "request": told, "sha256": digests, "file": file}
+    if media := request.get("media"):
+        note["media"] = list(media)
     return json.dumps(note, ensure_ascii=False)

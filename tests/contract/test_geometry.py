@@ -25,3 +25,22 @@ def test_the_longest_clip_is_not_longer_than_asked_but_for_the_first_frame(frame
 @pytest.mark.parametrize(("geometry", "pixels", "nearest"), [(Geometry(), 70, 64), (WAN22, 70, 64), (WAN22, 3, 32)])
 def test_the_nearest_side_is_a_multiple_of_what_a_token_covers(geometry, pixels, nearest):
     assert geometry.nearest_side(pixels) == nearest
+
+
+@pytest.mark.parametrize(
+    ("picture", "area", "size"),
+    [
+        # diffusers' examples: the root is rounded, then cut
+        ((1920, 1080), 480 * 832, (832, 464)),
+        ((1080, 1920), 480 * 832, (464, 832)),
+        ((1000, 1000), 480 * 832, (624, 624)),
+        ((640, 480), 480 * 832, (720, 544)),
+        ((832, 480), 480 * 832, (832, 480)),
+        ((832, 480), 720 * 1280, (1264, 720)),
+        ((1600, 400), 720 * 1280, (1920, 480)),
+        ((8000, 1000), 720 * 1280, (2048, 336)),  # no side above the longest
+        ((16, 128), 64 * 64, (16, 176)),
+    ],
+)
+def test_a_size_like_a_picture_has_its_shape_and_the_area_of_the_model(picture, area, size):
+    assert Geometry().size_like(*picture, area, 2048) == size

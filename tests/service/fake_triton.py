@@ -21,6 +21,7 @@ class FakeTriton:
         self.is_ready = True
         self.calls: list[str] = []
         self.steps_done: list[tuple[str, int]] = []
+        self.media: dict[str, dict[str, bytes]] = {}
         self.stopped_at: dict[str, float] = {}
         self.break_at: dict[str, int] = {}  # prompt -> step at which the attempt breaks, once
         self.break_with: Exception = GenerationFailed("the stub died")
@@ -36,8 +37,9 @@ class FakeTriton:
     async def close(self) -> None:
         pass
 
-    async def generate(self, request_id: str, request: dict, preview: bool = False):
+    async def generate(self, request_id: str, request: dict, preview: bool = False, media: dict | None = None):
         self.calls.append(request_id)
+        self.media[request_id] = media or {}
         if self.error is not None:
             raise self.error
         async with self._slots:

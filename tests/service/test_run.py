@@ -6,8 +6,13 @@ import subprocess
 import sys
 import time
 
+import httpx
 import psutil
 import pytest
+
+from service import run
+from service.client import submit
+from service.stack import StackError
 
 
 def command(repository, checkpoint, state, *more):
@@ -61,3 +66,38 @@ def test_ctrl_c_leaves_no_process(repository, checkpoint, tmp_path, after):
     assert process.wait(timeout=60) == 130
     time.sleep(0.5)
     assert left_behind(state) == []
+
+
+def sent(*options):
+    """The request that `make run` submits."""
+    seen = []
+
+    def answer(request):
+        request.read()
+        seen.append(request)
+        return httpx.Response(200, json={"id": "x"})
+
+    with httpx.Client(base_url="http://x", transport=httpx.MockTransport(answer)) as client:
+        submit(client, run.parse(["--prompt", "p", *options]))
+    return seen[0]
+
+
+def test_a_picture_goes_with_the_request_and_gives_the_video_its_shape(tmp_path):
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(b"the picture")
+    request = sent("--image", str(photo), "--steps", "3")
+    assert request.headers["content-type"].startswith("multipart/form-data")
+    for part in (
+        b'name="image"; filename="photo.png"',
+        b"the picture",
+        b'name="size"\r\n\r\nauto',
+        b'name="steps"\r\n\r\n3',
+    ):
+        assert part in request.content
+    assert b"auto" not in sent("--image", str(photo), "--width", "64").content
+    assert sent().headers["content-type"] == "application/json"
+
+
+def test_a_picture_that_is_not_there_is_said_before_anything_starts(tmp_path):
+    with pytest.raises(StackError, match="--last-image is .*nothing.png'; allowed: an existing file"):
+        run.check_media(run.parse(["--prompt", "p", "--last-image", str(tmp_path / "nothing.png")]))

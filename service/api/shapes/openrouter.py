@@ -21,7 +21,7 @@ RATIOS = ("16:9", "9:16", "1:1", "4:3", "3:4", "3:2", "2:3", "21:9", "9:21")
 RESOLUTIONS = ("480p", "720p", "1080p")
 NAMES = {"duration": "seconds", "callback_url": "webhook_url"}
 FOREIGN = {"generate_audio": (), "provider": (), "input_references": ()}
-FRAMES = {"first_frame": "input_reference", "last_frame": "last_image"}
+FRAMES = {"first_frame": "image", "last_frame": "last_image"}
 NEARLY = 0.05  # the checkpoint's own size stands for a ratio that it misses by less
 _BODY = {
     "type": "object",
@@ -150,7 +150,7 @@ def _model(name: str, card: ModelCard) -> VideoModel:
         supported_aspect_ratios=list(RATIOS),
         supported_sizes=[f"{width}x{height}" for width, height in sorted(sizes)],
         supported_durations=list(range(1, longest + 1)),
-        supported_frame_images=[],
+        supported_frame_images=[theirs for theirs, ours in FRAMES.items() if ours in card.takes],
         pricing_skus={},
         allowed_passthrough_parameters=[],
     )

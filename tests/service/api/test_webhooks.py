@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
-from service.api import webhooks
+from service.api import addresses, webhooks
 from service.errors import InvalidRequest
 from service.store.outbox import Delivery
 from tests.service.running import gateway, settings_for, wait_for, worker
@@ -163,7 +163,7 @@ def test_a_name_that_leads_to_a_private_address_is_never_called(tmp_path, receiv
     ],
 )  # fmt: skip
 def test_public_addresses(address, expected):
-    assert webhooks.public(ipaddress.ip_address(address)) is expected
+    assert addresses.public(ipaddress.ip_address(address)) is expected
 
 
 @pytest.mark.parametrize(
@@ -177,26 +177,26 @@ def test_public_addresses(address, expected):
 )  # fmt: skip
 def test_an_address_that_cannot_or_must_not_be_called_is_refused(url):
     with pytest.raises(InvalidRequest, match="webhook_url is"):
-        webhooks.check_url(url, allow_private=False)
+        addresses.check_url(url, allow_private=False)
 
 
 @pytest.mark.parametrize("url", ["https://example.com:8443/x?y=z", "http://8.8.8.8/", "http://[2606:4700::1111]/",
                                  "https://bücher.example/", "http://a_b.example.com./"])  # fmt: skip
 def test_public_addresses_may_be_called(url):
-    webhooks.check_url(url, allow_private=False)
+    addresses.check_url(url, allow_private=False)
 
 
 def test_private_names_may_be_called_where_that_is_allowed():
     for url in ("http://receiver:8080/", "http://127.0.0.1/", "http://[::1]/", "http://x.svc.cluster.local/"):
-        webhooks.check_url(url, allow_private=True)
+        addresses.check_url(url, allow_private=True)
     with pytest.raises(InvalidRequest):
-        webhooks.check_url("http://xn--/", allow_private=True)
+        addresses.check_url("http://xn--/", allow_private=True)
 
 
 @pytest.mark.parametrize(("url", "fits"), [("https://example.com/", True), ("https://example.com:8443/", True),
                                            ("http://example.com/", False), ("https://example.com:8080/", False)])  # fmt: skip
 def test_a_port_that_the_network_would_drop_is_refused_by_name(url, fits):
     if fits:
-        return webhooks.check_url(url, False, (443, 8443))
+        return addresses.check_url(url, False, ports=(443, 8443))
     with pytest.raises(InvalidRequest, match="one of the ports 443, 8443"):
-        webhooks.check_url(url, False, (443, 8443))
+        addresses.check_url(url, False, ports=(443, 8443))

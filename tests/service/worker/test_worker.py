@@ -88,10 +88,10 @@ def test_a_job_that_failed_leaves_no_checkpoint(settings, store):
 class JunkProgress(FakeTriton):
     """Writes a progress.json that no stage would."""
 
-    async def generate(self, request_id, request, preview=False):
+    async def generate(self, request_id, request, preview=False, media=None):
         (self.run_dir / request_id / "progress.json").write_text('[{"step": 1}]')
         await asyncio.sleep(0.5)
-        return await super().generate(request_id, request, preview)
+        return await super().generate(request_id, request, preview, media)
 
 
 def test_junk_in_the_progress_costs_no_attempt(settings, store):
@@ -238,8 +238,8 @@ def test_worker_metrics_are_served_over_http(settings, store):
 class SlowDecoder(FakeTriton):
     """Decodes for a second once the steps are done, and says that 7 seconds are left."""
 
-    async def generate(self, request_id, request, preview=False):
-        result = await super().generate(request_id, request, preview)
+    async def generate(self, request_id, request, preview=False, media=None):
+        result = await super().generate(request_id, request, preview, media)
         progress = {"step": 10, "steps": 10, "skipped": 0, "step_seconds": 1.0, "eta_seconds": 7.0, "phase": "decode"}
         (self.run_dir / request_id / "progress.json").write_text(json.dumps(progress))
         await asyncio.sleep(1)

@@ -117,10 +117,10 @@ def test_a_drain_with_a_store_that_hangs_hands_over_with_the_checkpoint_before(s
 class SlowStart(FakeTriton):
     """Shows step 0 for a second before the first step, as a stage does that loads."""
 
-    async def generate(self, request_id, request, preview=False):
+    async def generate(self, request_id, request, preview=False, media=None):
         (self.run_dir / request_id / "progress.json").write_text('{"step": 0, "steps": 10, "phase": "denoise"}')
         await asyncio.sleep(1)
-        return await super().generate(request_id, request, preview)
+        return await super().generate(request_id, request, preview, media)
 
 
 def test_a_resumed_job_never_falls_back_to_step_0(settings, store):
