@@ -15,7 +15,7 @@ def run(arguments: list[str], data=None) -> bytes:
         source = subprocess.DEVNULL if data is None else subprocess.PIPE
         process = subprocess.Popen(command, stdin=source, stdout=output, stderr=said)
         with contextlib.suppress(BrokenPipeError), process:  # a broken pipe: ffmpeg says why
-            if data is not None:
+            if process.stdin is not None:
                 with process.stdin:
                     process.stdin.write(data)
         said.seek(0)

@@ -20,8 +20,9 @@ def problem(job: Job, files: Storage) -> str | None:
     wanted = (job.info or {}).get("video_sha256")
     digest = hashlib.sha256()
     try:
-        size = files.size(job.video_key)
-        for piece in files.read(job.video_key, 0, size):
+        key, _ = job.video
+        size = files.size(key)
+        for piece in files.read(key, 0, size):
             digest.update(piece)
     except NotFound:
         return "it is no longer stored"

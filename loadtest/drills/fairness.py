@@ -48,7 +48,9 @@ class PacedGenerator:
     async def close(self) -> None:
         pass
 
-    async def generate(self, request_id: str, request: dict, preview: bool = False) -> tuple[np.ndarray, dict]:
+    async def generate(
+        self, request_id: str, request: dict, preview: bool = False, media: dict[str, bytes] | None = None
+    ) -> tuple[np.ndarray, dict]:
         self.ran.append(request_id)
         seconds = self.costs.predict(request, self.geometry) * random.Random(request["seed"]).uniform(0.9, 1.1)
         await asyncio.sleep(seconds / self.speedup)

@@ -103,7 +103,9 @@ class Storm:
         if victim == "worker":
             parts = [psutil.Process(stack.children["worker-0"].process.pid)]
         elif victim == "stub":
-            parts = [next(stub.process for stub in stack.triton.stubs if "denoise" in stub.instance)]
+            parts = [next(stub.process for stub in stack.server.stubs if "denoise" in stub.instance)]
+        elif self.drill.postgres is None:
+            raise ValueError("a drill without PostgreSQL cannot freeze it")
         else:
             server = psutil.Process(self.drill.postgres.process.pid)
             parts = [server, *server.children(recursive=True)]

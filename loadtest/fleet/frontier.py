@@ -56,10 +56,11 @@ def differences(mix: str, seeds: int, pool) -> dict:
     """Our wait and cost, and how much more (a share) every other rule costs at that wait, with its 95 % interval."""
     kinds = rules(POLICY)
     ours = pool.starmap(run, [(mix, OURS, kinds[OURS].target, seed) for seed in range(seeds)])
+    others: dict[str, list[float] | None] = {}
     found = {
         "wait_p95": float(np.mean([w for w, _ in ours])),
         "cost": float(np.mean([c for _, c in ours])),
-        "others": {},
+        "others": others,
     }
     for name, kind in kinds.items():
         if name == OURS:
@@ -68,11 +69,11 @@ def differences(mix: str, seeds: int, pool) -> dict:
         curves = [runs[seed * len(kind.sweep) : (seed + 1) * len(kind.sweep)] for seed in range(seeds)]
         costs = [cost_at(wait, curve) for (wait, _), curve in zip(ours, curves, strict=True)]
         if None in costs:
-            found["others"][name] = None
+            others[name] = None
             continue
         more = np.array([cost / own - 1 for cost, (_, own) in zip(costs, ours, strict=True)])
         half = T95[max(k for k in T95 if k <= seeds - 1)] * more.std(ddof=1) / math.sqrt(seeds)
-        found["others"][name] = [float(more.mean()), float(half)]
+        others[name] = [float(more.mean()), float(half)]
     return found
 
 

@@ -67,7 +67,6 @@ def file_response(request: Request, files: Storage, key: str, size: int, media_t
 
 def video_response(request: Request, files: Storage, job: Job) -> Response:
     """The video of a completed job."""
-    name = job.video_key.rpartition("/")[2]
-    made = formats.BY_SUFFIX[name.rpartition(".")[2]]
-    size = files.size(job.video_key)
-    return file_response(request, files, job.video_key, size, made.media_type, f"{job.id}.{made.suffix}")
+    key, _ = job.video
+    made = formats.BY_SUFFIX[key.rpartition(".")[2]]
+    return file_response(request, files, key, files.size(key), made.media_type, f"{job.id}.{made.suffix}")

@@ -23,7 +23,7 @@ class JsonText:
 
     def feed(self, piece: bytes, last: bool = False) -> None:
         self._rest += piece
-        while self._end_file() if self._base64 else self._begin_file(last):
+        while self._end_file(self._base64) if self._base64 else self._begin_file(last):
             pass
 
     def _begin_file(self, last: bool) -> bool:
@@ -42,14 +42,14 @@ class JsonText:
         self.uploads.append(self._base64.upload)
         return True
 
-    def _end_file(self) -> bool:
+    def _end_file(self, file: Base64) -> bool:
         """Decode up to the quote that ends the data URL; False while it has not come."""
         text, quote, _ = self._rest.partition(b'"')
-        self._base64.feed(text)
+        file.feed(text)
         self._rest = self._rest[len(text) :]
         if not quote:
             return False
-        self._base64.end()
+        file.end()
         self._base64 = None
         return True
 

@@ -1,5 +1,7 @@
 """Multipart forms whose files, and data URLs in text fields, go to disk while they arrive."""
 
+from typing import Any
+
 from python_multipart import multipart
 
 from service.api.json_text import MOST_FILES
@@ -13,7 +15,8 @@ class _Text:
     """A text field; one that begins as a data URL becomes a file."""
 
     def __init__(self) -> None:
-        self.text, self._base64, self._decided = b"", None, False
+        self.text, self._decided = b"", False
+        self._base64: Base64 | None = None
 
     @property
     def upload(self) -> Upload | None:
@@ -30,9 +33,9 @@ class _Text:
     def _decide(self) -> None:
         self._decided = True
         if found := DATA_URL.match(self.text):
-            self._base64, rest = Base64(), self.text[found.end() :]
+            self._base64 = Base64()
+            self._base64.feed(self.text[found.end() :])
             self.text = b""
-            self._base64.feed(rest)
 
     def end(self) -> str | Upload:
         if not self._decided:
@@ -52,7 +55,7 @@ class Form:
         _, options = multipart.parse_options_header(content_type)
         if not options.get(b"boundary"):
             raise InvalidRequest("body", "…", "a valid form (Missing boundary in multipart.)")
-        callbacks = {name: getattr(self, f"_{name}") for name in (
+        callbacks: Any = {name: getattr(self, f"_{name}") for name in (
             "on_part_begin", "on_part_data", "on_part_end", "on_header_field", "on_header_value", "on_header_end",
             "on_headers_finished", "on_end")}  # fmt: skip
         self._parser = multipart.MultipartParser(options[b"boundary"], callbacks)
@@ -74,11 +77,11 @@ class Form:
         values: dict = {}
         for name, value in self._fields:
             outer, _, inner = name.partition("[")
-            if inner.endswith("]"):
-                name, value = outer, {inner[:-1]: value}
+            nested = inner.endswith("]")
+            name = outer if nested else name
             if name in values:
                 raise InvalidRequest(name, "several values", "one value")
-            values[name] = value
+            values[name] = {inner[:-1]: value} if nested else value
         return values
 
     def close(self) -> None:
@@ -133,12 +136,12 @@ class Form:
             raise InvalidRequest("body", f"more than {MOST_FILES} files", "a picture or clip for each field")
 
     def _on_part_end(self) -> None:
-        value = self._part
-        if isinstance(value, _Text):
-            known = value.upload
-            value = value.end()
-            if isinstance(value, Upload) and known is None:
-                self._adopt(value)
+        if isinstance(self._part, Upload):
+            self._fields.append((self._name, self._part))
+            return
+        known, value = self._part.upload, self._part.end()
+        if isinstance(value, Upload) and known is None:
+            self._adopt(value)
         self._fields.append((self._name, value))
 
     def _on_end(self) -> None:

@@ -1,8 +1,6 @@
 """What a body may say of the file rather than of the video in it."""
 
-from typing import Literal
-
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from service.formats import BY_NAME, FORMATS, H264
 
@@ -12,7 +10,9 @@ BOOLEANS = ("preview", "embed_prompt", "reuse_finished")  # fields that are true
 class OutputFields(BaseModel):
     """Beside the parameters of the video and of the job."""
 
-    output_format: Literal[tuple(BY_NAME)] = Field(H264.name, description="Container and codec of the file.")
+    output_format: str = Field(
+        H264.name, description="Container and codec of the file.", json_schema_extra={"enum": list(BY_NAME)}
+    )
     crf: int | None = Field(
         None, ge=0, le=max(made.worst for made in FORMATS),
         description="Constant rate factor: the smaller, the better and larger is the file. "
@@ -22,6 +22,13 @@ class OutputFields(BaseModel):
     reuse_finished: bool = Field(
         False, description="Answer with an earlier video of yours if all parameters, the seed included, are the same."
     )
+
+    @field_validator("output_format")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in BY_NAME:
+            raise ValueError(f"one of {', '.join(BY_NAME)}")
+        return value
 
     @model_validator(mode="after")
     def _crf_of_the_format(self):

@@ -68,8 +68,9 @@ async def stored(gateway: Gateway, job: Job, still: Still) -> tuple[str, int]:
 def _make(gateway: Gateway, job: Job, still: Still, key: str) -> int:
     frames = int(job.request["num_frames"])
     with tempfile.TemporaryDirectory(prefix="wan-still-") as folder:
-        source, target = Path(folder) / Path(job.video_key).name, Path(folder) / f"still.{still.suffix}"
-        gateway.files.get(job.video_key, source)
+        stored, _ = job.video
+        source, target = Path(folder) / Path(stored).name, Path(folder) / f"still.{still.suffix}"
+        gateway.files.get(stored, source)
         try:
             quality = ["-frames:v", "1", "-update", "1", "-q:v", "80" if still.suffix == "webp" else "3"]
             ffmpeg.run(["-i", str(source), "-vf", still.filters(frames), *quality, str(target)])

@@ -24,8 +24,8 @@ async def video_of(request: Request, gateway: Gateway, caller: Caller, idempoten
 
 
 async def finished(
-    request: Request, gateway: Gateway, caller: Caller, wanted: requests.VideoRequest, idempotency_key: str | None
-) -> answers.Video:
+    request: Request, gateway: Gateway, caller: Caller, wanted: requests.RequestBody, idempotency_key: str | None
+) -> answers.VideoAnswer:
     """Submit and wait until the video is there; ServiceError if it will not be."""
     job, made = await gateway.submit(wanted, caller, idempotency_key)
     done = None

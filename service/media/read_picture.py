@@ -82,7 +82,8 @@ def in_srgb(image: Image.Image) -> Image.Image:
     if profile and image.mode in ("RGB", "CMYK", "L"):
         try:
             own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            return ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            converted = ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return converted or image.convert("RGB")
         except (ImageCms.PyCMSError, ValueError, OSError):
             pass  # a profile that does not fit its picture: the plain conversion
     return image.convert("RGB")

@@ -4,7 +4,7 @@ import contextlib
 import random
 import sqlite3
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 import psycopg
 from sqlalchemy import make_url
@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 from service.store.patience import Patience
 
 # For a host that vanished: TCP gives up after 15 s, with data on their way (tcp_user_timeout, milliseconds) or without.
-CONNECT = {"connect_timeout": 3, "keepalives_idle": 6, "keepalives_interval": 3, "keepalives_count": 3,
+CONNECT: dict[str, Any] = {"connect_timeout": 3, "keepalives_idle": 6, "keepalives_interval": 3, "keepalives_count": 3,
            "tcp_user_timeout": 12_000}  # fmt: skip
 ASK_SECONDS = 5.0  # a connection that only listens hears nothing of its end
 ANSWER_SECONDS = 5.0
@@ -80,23 +80,23 @@ class PostgresChanges:
         try:
             if self._conn is None:
                 self._conn = psycopg.connect(self._dsn, autocommit=True, **CONNECT)
-                self._ask(f"LISTEN {self._channel}")
+                self._ask(self._conn, f"LISTEN {self._channel}")
                 return True
             if time.monotonic() - self._asked > ASK_SECONDS:
-                self._ask("SELECT 1")
-            return self._heard(timeout)
+                self._ask(self._conn, "SELECT 1")
+            return self._heard(self._conn, timeout)
         except psycopg.Error:
             self.close()
             time.sleep(min(timeout, random.uniform(0.25, 0.75)))  # jitter: all others lost theirs too
             return True
 
-    def _ask(self, statement: str) -> None:
-        with self._patience.watching(self._conn.fileno(), ANSWER_SECONDS):
-            self._conn.execute(statement)
+    def _ask(self, conn: psycopg.Connection, statement: str) -> None:
+        with self._patience.watching(conn.fileno(), ANSWER_SECONDS):
+            conn.execute(statement.encode())
         self._asked = time.monotonic()
 
-    def _heard(self, timeout: float) -> bool:
-        for notice in self._conn.notifies(timeout=timeout):
+    def _heard(self, conn: psycopg.Connection, timeout: float) -> bool:
+        for notice in conn.notifies(timeout=timeout):
             if not self._kinds or notice.payload.split(" ")[0] in self._kinds:
                 return True
         return False

@@ -7,7 +7,7 @@ interleaved with what the other owners are entitled to until then.
 import math
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, case, func, literal, select
+from sqlalchemy import Connection, FromClause, case, func, literal, select
 
 from service.store.jobs import RUNNING, Estimate, Job
 from service.store.schema import IS_QUEUED, IS_RUNNING, SOMETHING_WAITS, flows, jobs, models, owners, workers
@@ -54,8 +54,10 @@ class Crowd:
 
     @classmethod
     def load(cls, conn: Connection, now: float, model: str) -> "Crowd":
-        waiting = flows
-        if conn.execute(select(func.count()).select_from(models)).scalar() > 1:  # `flows` counts all models together
+        waiting: FromClause = flows
+        if (
+            conn.execute(select(func.count()).select_from(models)).scalar_one() > 1
+        ):  # `flows` counts all models together
             numbers = (func.count().label("queued"), func.sum(jobs.c.cost).label("cost"))
             query = select(jobs.c.owner, jobs.c.level, *numbers).where(IS_QUEUED, jobs.c.model == model)
             waiting = query.group_by(jobs.c.owner, jobs.c.level).subquery("flows")

@@ -5,7 +5,7 @@ import secrets
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from service.errors import Fault, ServiceError
+from service.errors import Fault, NotFound, ServiceError
 
 QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED = "queued", "in_progress", "completed", "failed", "cancelled"
 TERMINAL = (COMPLETED, FAILED, CANCELLED)
@@ -125,6 +125,13 @@ class Job:
     @property
     def done(self) -> bool:
         return self.status in TERMINAL
+
+    @property
+    def video(self) -> tuple[str, int]:
+        """Key and bytes of the stored file; NotFound while there is none."""
+        if self.video_key is None or self.video_bytes is None:
+            raise NotFound(f"the video is {self.status}; only a completed one can be downloaded", "id")
+        return self.video_key, self.video_bytes
 
     @property
     def remaining(self) -> float:

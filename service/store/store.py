@@ -259,8 +259,8 @@ class JobStore(Housekeeping):
             return faults.history(conn, job_id)
 
     def canary(self, worker: str) -> Job | None:
-        """The cheapest completed job, of another worker if there is one: its frames are known, and can be made again."""
-        query = select(jobs).where(jobs.c.status == COMPLETED, jobs.c.deleted == 0)
+        """The model's cheapest completed job, of another worker if there is one: its frames are known, and can be made again."""
+        query = select(jobs).where(jobs.c.status == COMPLETED, jobs.c.deleted == 0, jobs.c.model == self.model)
         with self.database.read() as conn:
             row = conn.execute(query.order_by(jobs.c.worker == worker, jobs.c.cost).limit(1)).first()
             return Job.from_row(row) if row else None

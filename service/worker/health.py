@@ -5,18 +5,24 @@ that this fleet completed, on the same kind of device; where there is none, one 
 least not be all alike. While it fails, the pauses grow, and Triton is restarted.
 """
 
+import asyncio
 import hashlib
+import io
 import logging
 import time
 from dataclasses import asdict
 
 import numpy as np
+from PIL import Image
 
 from contract.card import ModelCard
-from service.errors import GenerationFailed
+from contract.media import BY_NAME as MEDIA
+from service.errors import GenerationFailed, InputLost
 from service.metrics import worker_metrics
+from service.storage import Storage
 from service.store import Job, JobStore
 from service.worker import run_directories
+from service.worker.inputs import read_all
 from service.worker.triton import Generator
 
 logger = logging.getLogger(__name__)
@@ -27,7 +33,7 @@ PROMPT = "a red circle moves left on a black background"
 
 
 def digest(frames: np.ndarray) -> str:
-    return hashlib.sha256(frames).hexdigest()
+    return hashlib.sha256(frames.data).hexdigest()
 
 
 def check_frames(frames: np.ndarray) -> None:
@@ -73,15 +79,36 @@ class Health:
             self._suspected = False
 
 
-async def canary(triton: Generator, run: run_directories.Run, known: Job | None, card: ModelCard) -> None:
+def shades(card: ModelCard) -> dict[str, bytes]:
+    """A picture in shades of gray, as PNG, wherever the model needs one."""
+    width, height = card.defaults.width, card.defaults.height
+    picture = io.BytesIO()
+    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(picture, "PNG")
+    return {name: picture.getvalue() for name in card.needs if MEDIA[name].kind == "image"}
+
+
+async def canary(
+    triton: Generator, files: Storage, run: run_directories.Run, known: Job | None, card: ModelCard
+) -> None:
     """Make the video of `known` again; GenerationFailed and its kin when it cannot be made or differs."""
-    request = known.request if known else asdict(card.request(prompt=PROMPT, seed=0, steps=CANARY_STEPS))
+    request, media = asdict(card.request(prompt=PROMPT, seed=0, steps=CANARY_STEPS)), shades(card)
+    if known is not None:
+        try:
+            media = await asyncio.to_thread(read_all, files, known.request.get("media", {}))
+            request = known.request
+        except InputLost:
+            known = None
     run.create()
     try:
-        frames, info = await triton.generate(run.path.name, request)
+        frames, info = await triton.generate(run.path.name, request, False, media)
     finally:
         run.remove()
     check_frames(frames)
-    same_engine = known is not None and all(known.info.get(name) == info.get(name) for name in ("engine", "device"))
-    if same_engine and digest(frames) != known.info["frames_sha256"]:
+    if (
+        known is None
+        or known.info is None
+        or any(known.info.get(name) != info.get(name) for name in ("engine", "device"))
+    ):
+        return
+    if digest(frames) != known.info["frames_sha256"]:
         raise GenerationFailed(f"the frames of {known.id} came out differently", "wrong_frames")

@@ -15,8 +15,11 @@ STUCK_SECONDS = 90.0  # without a turn of the loop; the waits in it end within 3
 
 
 class Watched(Protocol):
-    loop_age: float  # seconds
-    ready: bool
+    @property
+    def loop_age(self) -> float: ...  # seconds
+
+    @property
+    def ready(self) -> bool: ...
 
 
 def answer(path: str, worker: Watched) -> tuple[int, bytes]:

@@ -16,7 +16,7 @@ import threading
 import time
 from dataclasses import asdict
 
-from service.errors import ServiceError, SettingsError, Unavailable
+from service.errors import ServiceError, SettingsError, StorageError, Unavailable
 from service.logs import job_id, prompt_fields, setup
 from service.settings import Settings, load_settings
 from service.store import JobStore, Lease
@@ -196,11 +196,11 @@ class Worker:
         try:
             known = await asyncio.to_thread(self.tools.store.canary, self.name)
             async with asyncio.timeout(CANARY_SECONDS):
-                await canary(self.tools.triton, run, known, self.settings.card)
+                await canary(self.tools.triton, self.tools.files, run, known, self.settings.card)
             await asyncio.to_thread(self.health.proved)
             logger.info("this worker is healthy")
-        except Unavailable as error:
-            logger.warning("the canary waits for the database", extra={"reason": str(error)})
+        except (Unavailable, StorageError) as error:
+            logger.warning("the canary waits for database or store", extra={"reason": str(error)})
         except Exception as error:
             self.health.broke(f"canary: {type(error).__name__}: {error}")
             run_directories.mark_broken(self.settings.runs)
@@ -280,8 +280,7 @@ class Worker:
             now = state, slots, running = self._state(), self.slots, len(self.attempts)
             if now != told or time.monotonic() - last > ALIVE_SECONDS:
                 with contextlib.suppress(ServiceError):
-                    report = (state, slots, running, self.node)
-                    await asyncio.to_thread(self.tools.store.report_worker, self.name, *report)
+                    await asyncio.to_thread(self.tools.store.report_worker, self.name, state, slots, running, self.node)
                     last, told = time.monotonic(), now
             await asyncio.sleep(0.5)
 

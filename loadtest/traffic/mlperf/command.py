@@ -77,6 +77,6 @@ def _system(given: argparse.Namespace) -> Iterator[System]:
                 running = stack.enter_context(local_stack.serving(given.checkpoint, given.repository))
             except local_stack.Failure as error:
                 raise ToolError(f"--serve: {error}") from error
-            url = running.url if given.target == "service" else running.triton.grpc_url
+            url = running.url if given.target == "service" else running.server.grpc_url
         refuse_remote(url if "://" in url else f"grpc://{url}", given.allow_remote)
         yield Service(url, given.api_key) if given.target == "service" else Ensemble(url)

@@ -2,16 +2,17 @@
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from contract.parameters import NEGATIVE_PROMPT
 from loadtest.base.inputs import ProfileError
 
 # mlcommons/inference, text_to_video/wan2.2-t2v-14b: one seed for all prompts stands for its fixed start latent.
-MLPERF = {
+MLPERF: dict[str, Any] = {
     "width": 1280, "height": 720, "num_frames": 81, "steps": 20, "guidance_scale": 4.0, "seed": 42,
     "negative_prompt": NEGATIVE_PROMPT,
 }  # fmt: skip
-TINY = {"width": 64, "height": 64, "num_frames": 17, "steps": 20, "guidance_scale": 3.0, "seed": 42}
+TINY: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 17, "steps": 20, "guidance_scale": 3.0, "seed": 42}
 WORKLOADS = {"mlperf": MLPERF, "tiny": TINY}
 COLOURS, FORMS = ("red", "green", "blue", "yellow"), ("circle", "square", "triangle", "cross")
 OWN = tuple(f"a {colour} {form} moves right on a gray background" for colour, form in product(COLOURS, FORMS))

@@ -23,7 +23,7 @@ def event(job: Job, told: dict) -> dict:
     if job.request.get("shape") != OPENROUTER:
         return told | {"data": answers.video(job, None).model_dump()}
     status = openrouter_status(job)
-    data = {"id": job.id, "status": status, "generation_id": job.id, "model": job.model}
+    data: dict[str, object] = {"id": job.id, "status": status, "generation_id": job.id, "model": job.model}
     if status == "completed":
         data["unsigned_urls"] = [content_path(job.id)]
     if job.error_message:

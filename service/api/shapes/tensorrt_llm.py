@@ -51,7 +51,8 @@ async def generate_video(request: Request, gateway: TheGateway, caller: TheCalle
     wanted = requests.parse(plain(values))
     done = await sync.finished(request, gateway, caller, wanted, idempotency_key)
     job = await run_in_threadpool(gateway.store.get, done.id, caller.name)
+    key, size = job.video
     if wish == "video_path":
-        return Generation(video_id=job.id, video_path=gateway.files.location(job.video_key))
-    pieces = await run_in_threadpool(lambda: b"".join(gateway.files.read(job.video_key, 0, job.video_bytes)))
+        return Generation(video_id=job.id, video_path=gateway.files.location(key))
+    pieces = await run_in_threadpool(lambda: b"".join(gateway.files.read(key, 0, size)))
     return Generation(video_id=job.id, video_bytes=base64.b64encode(pieces).decode())

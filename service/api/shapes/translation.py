@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from service.api import requests
 from service.api.auth import Caller
 from service.api.gateway import Gateway
-from service.api.requests import VideoRequest
+from service.api.requests import RequestBody
 from service.errors import InvalidRequest
 from service.store import Job
 
-ANY = object()  # of a field that has no effect here, whatever it says
+ANY = ("anything",)  # of a field that has no effect here, whatever it says
 NOTHING = (None, "", "none", "null", "false", "0", "[]", "{}")
 
 
-def without(values: dict, foreign: Mapping[str, object]) -> dict:
+def without(values: dict, foreign: Mapping[str, tuple[str, ...]]) -> dict:
     """`values` less the `foreign` fields that ask for nothing; InvalidRequest names one that asks for something.
 
     `foreign`: field -> the values that ask for nothing beside an empty one, or ANY.
@@ -47,7 +47,7 @@ def said_as(names: Mapping[str, str]) -> Iterator[None]:
 
 async def submit(
     gateway: Gateway, caller: Caller, values: dict, names: Mapping[str, str], about: dict | None = None
-) -> tuple[Job, VideoRequest]:
+) -> tuple[Job, RequestBody]:
     """A job from fields under the caller's names; `about` is kept with it."""
     with said_as(names):
         wanted = requests.parse(renamed(values, names))

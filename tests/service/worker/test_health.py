@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from service.errors import GenerationFailed
+from service.storage import Storage
 from service.store import JobStore
 from service.worker import health, run_directories, status
 from tests.service.fake_triton import FakeTriton
@@ -34,7 +35,7 @@ def of_its_own(settings, name, **more):
 class Broken(FakeTriton):
     """Fails every job after 0.3 s, as a stage does whose GPU is gone."""
 
-    async def generate(self, request_id, request, preview=False):
+    async def generate(self, request_id, request, preview=False, media=None):
         self.calls.append(request_id)
         await asyncio.sleep(0.3)
         raise GenerationFailed("CUDA error: an illegal memory access was encountered", "device_error", "GPU-1")
@@ -76,10 +77,10 @@ def test_a_sick_worker_leases_again_once_it_makes_known_frames(settings, store):
 
 def test_a_job_that_breaks_a_worker_that_is_healthy_ends_as_poison(settings, store):
     class Poisoned(FakeTriton):
-        async def generate(self, request_id, request, preview=False):
+        async def generate(self, request_id, request, preview=False, media=None):
             if request["prompt"] == "poison":
                 raise GenerationFailed("the latents are NaN", "not_finite")
-            return await super().generate(request_id, request, preview)
+            return await super().generate(request_id, request, preview, media)
 
     with worker(settings.model_copy(update={"max_attempts": 2}), Poisoned(settings.runs)):
         job = over_slowly(store, submit(store, prompt="poison"))
@@ -97,11 +98,11 @@ def test_a_canary_whose_frames_differ_or_are_all_alike_does_not_pass(settings, s
     with worker(settings):
         known = over(store, submit(store))
     triton, run = FakeTriton(settings.runs), run_directories.Run(settings.runs, "canary-1")
-    asyncio.run(health.canary(triton, run, known, settings.card))
+    asyncio.run(health.canary(triton, Storage(settings.storage), run, known, settings.card))
     assert not run.path.exists()
     other = known.__class__(**{**vars(known), "request": known.request | {"seed": 8}})
     with pytest.raises(GenerationFailed, match="came out differently"):
-        asyncio.run(health.canary(triton, run, other, settings.card))
+        asyncio.run(health.canary(triton, Storage(settings.storage), run, other, settings.card))
     with pytest.raises(GenerationFailed, match="all values of the frames are 7"):
         health.check_frames(np.full((2, 4, 4, 3), 7, np.uint8))
     health.check_frames(np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3))
