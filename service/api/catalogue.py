@@ -50,9 +50,9 @@ class Catalogue:
             name: Served(name, *about, factors.get(name, 1.0), workers.get(name, 0)) for name, about in found.items()
         }
 
-    def find(self, name: str | None) -> Served:
+    def find(self, name: object) -> Served:
         """The model of this name, without one the gateway's own."""
-        served = self.models.get(name or self.own)
+        served = self.models.get(name or self.own) if isinstance(name, str | None) else None
         if served is None:
             raise InvalidRequest("model", name, ", ".join(map(repr, self.models)))
         return served

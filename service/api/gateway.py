@@ -109,7 +109,7 @@ class Gateway:
         priority = caller.allow(request.priority, "priority" in request.model_fields_set)
         if request.webhook_url is not None:
             addresses.check_url(request.webhook_url, self.settings.webhook_allow_private, ports=self.settings.ports)
-        served = await self._served(request.model)
+        served = await self.served(request.model)
         self.intake.check(request, served.card)
         async with self.intake.kept(request) as kept:
             shown = next(((file.width, file.height) for file in kept.values()), None)
@@ -177,9 +177,9 @@ class Gateway:
         except StorageError as error:
             logger.warning("files stay for now", extra={"job": job_id, "reason": str(error)})
 
-    async def _served(self, name: str | None) -> Served:
+    async def served(self, name: object) -> Served:
         """The model that a request names; one that is not known may have been announced a moment ago."""
-        if name is not None and name not in self.catalogue.models:
+        if isinstance(name, str) and name not in self.catalogue.models:
             await run_in_threadpool(self.catalogue.refresh, self.store)
         return self.catalogue.find(name)
 

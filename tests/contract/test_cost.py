@@ -123,7 +123,7 @@ def test_numbers_of_steps_without_a_stored_plan_are_priced_after_the_nearest(pip
     assert abs(sum(differences)) / len(differences) < 0.05
 
 
-@pytest.mark.parametrize("path", [DEFAULT_COSTS, PROJECT_ROOT / "k8s/base/cost.json"])
+@pytest.mark.parametrize("path", [DEFAULT_COSTS, PROJECT_ROOT / "k8s/base/pool/cost.json"])
 def test_the_shipped_files_name_the_command_that_measures(path):
     assert "python -m wan.cost" in path.read_text()
     model = CostModel.load(path)

@@ -10,6 +10,8 @@ from contract import PARAMETERS
 from service.api import answers, body, requests
 from service.api.shapes.routing import JobId, TheCaller, TheGateway, errors, json_or_form
 from service.errors import InvalidRequest
+from service.media.sent import Upload
+from service.storage import Storage
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 _REMIX = {
@@ -32,11 +34,20 @@ async def remix_video(request: Request, gateway: TheGateway, caller: TheCaller, 
     said = await body.read(request)
     if unknown := sorted(said.keys() - {"prompt"}):
         raise InvalidRequest(unknown[0], said[unknown[0]], "prompt only; the rest is that of the earlier video")
-    earlier = (await run_in_threadpool(gateway.store.get, job_id, caller.name)).request
-    settings = {p.name: earlier[p.name] for p in PARAMETERS if p.name in earlier and p.name != "prompt"}
-    wanted = requests.parse(settings | said)
+    earlier = await run_in_threadpool(gateway.store.get, job_id, caller.name)
+    settings = {p.name: earlier.request[p.name] for p in PARAMETERS if p.name in earlier.request and p.name != "prompt"}
+    for name, file in earlier.request.get("media", {}).items():
+        settings[name] = upload = Upload.new()
+        request.scope["wan.files"].append(upload)
+        await run_in_threadpool(_fetch, gateway.files, file["key"], upload)
+    wanted = requests.parse(settings | {"model": earlier.model} | said)
     job, _ = await gateway.submit(wanted, caller, None, {"remixed_from": job_id})
     return await gateway.answer_for(job)
+
+
+def _fetch(files: Storage, key: str, upload: Upload) -> None:
+    for piece in files.read(key, 0, files.size(key)):
+        upload.write(piece)
 
 
 async def _no_clips(request: Request, gateway: TheGateway, caller: TheCaller):

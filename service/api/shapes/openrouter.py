@@ -127,7 +127,7 @@ def _answer(job: Job) -> Generation:
 async def submit_generation(request: Request, gateway: TheGateway, caller: TheCaller):
     """Submit a video in OpenRouter's words."""
     said = await body.read(request)
-    values = _values(said, gateway.catalogue.find(said.get("model")).card)
+    values = _values(said, (await gateway.served(said.get("model"))).card)
     job, _ = await submit(gateway, caller, values, NAMES, {"shape": notices.OPENROUTER})
     return _answer(job)
 

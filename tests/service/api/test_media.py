@@ -236,6 +236,7 @@ def photos():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
+    server.server_close()
 
 
 def test_addresses_are_called_only_where_that_is_allowed_and_within_limits(tmp_path, photos, site):

@@ -46,6 +46,7 @@ def receiver():
     server = http_server()
     yield server
     server.shutdown()
+    server.server_close()
 
 
 def wait_until(check, seconds):
@@ -133,6 +134,7 @@ def test_a_receiver_that_hangs_delays_no_other_and_gets_its_call_later(tmp_path,
         wait_until(lambda: len(later.got) == 1, 20)  # the first retry comes after five seconds
         assert json.loads(later.got[0][1])["data"]["id"] == slow["id"]
         later.shutdown()
+        later.server_close()
 
 
 def test_a_name_that_leads_to_a_private_address_is_never_called(tmp_path, receiver, monkeypatch):

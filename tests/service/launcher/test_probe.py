@@ -111,6 +111,7 @@ def _metrics_page(text: str):
     threading.Thread(target=page.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{page.server_port}/metrics"
     page.shutdown()
+    page.server_close()
 
 
 def _ignore(call) -> None:

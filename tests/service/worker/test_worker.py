@@ -233,6 +233,7 @@ def test_worker_metrics_are_served_over_http(settings, store):
                  'wan_denoise_steps_total{kind="computed"}', "wan_denoise_step_seconds_count", 'le="3600.0"'):  # fmt: skip
         assert name in text
     server.shutdown()
+    server.server_close()
 
 
 class SlowDecoder(FakeTriton):

@@ -14,11 +14,12 @@ class Ended:
     error_code: str | None = None
     error_message: str | None = None
     request: dict | None = None
+    model: str = "wan-test"
 
 
 def told(job):
     job.request = {"shape": "openrouter"}
-    return notices.event(job, {"type": f"video.{job.status}", "created_at": 1_700_000_000}, "wan-test")
+    return notices.event(job, {"type": f"video.{job.status}", "created_at": 1_700_000_000})
 
 
 def test_a_callback_names_the_video_and_its_address():
