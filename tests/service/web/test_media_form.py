@@ -118,14 +118,19 @@ def test_a_file_that_is_no_picture_is_named_at_its_place(page):
 
 
 def test_the_keyboard_reaches_everything_and_it_is_visible(page):
+    choosers = []
+    page.on("filechooser", lambda chooser: choosers.append(chooser))  # early: the browser must know of it before the key is pressed
     page.focus("#prompt")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "image"
     outline = page.locator(".medium:has(#image)").evaluate("box => getComputedStyle(box).outlineStyle")
     assert outline == "solid"
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Space")
-    chooser.value.set_files(PHOTO)
+    page.keyboard.press("Space")
+    for _ in range(100):
+        if not choosers:
+            page.wait_for_timeout(100)
+    choosers[0].set_files(PHOTO)
+    shown(page, "image").wait_for()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.ariaLabel") == "Remove: First picture"
 
