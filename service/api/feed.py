@@ -62,7 +62,8 @@ class Follower:
     async def next(self, timeout: float) -> News | None:
         """What is new; None after `timeout` seconds without news, or when `ended`."""
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._event.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._event.wait()
         self._event.clear()
         news, self._news = self._news, None
         return news
@@ -116,7 +117,8 @@ class Feed:
         """Rounds for ever; `changes_of` tells when jobs changed, `read` reads one. Both are called in a thread."""
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), LOOK_SECONDS)
+                async with asyncio.timeout(LOOK_SECONDS):  # wait_for may swallow a cancel that comes with the event
+                    await self._wake.wait()
             self._wake.clear()
             began = time.monotonic()
             if self._followers:

@@ -222,7 +222,8 @@ class Gateway:
     async def changed(self, timeout: float) -> None:
         """Wait until any job changed, at most `timeout` seconds."""
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
 
     # --- upkeep
 
