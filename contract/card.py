@@ -8,10 +8,11 @@ Entries that belong to the model alone (the calibrations of the step caches, the
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from contract.errors import InvalidCard
+from contract.errors import InvalidCard, InvalidRequest
 from contract.geometry import Geometry
 from contract.parameters import PARAMETERS, Defaults, GenerationRequest, Parameter
 from contract.variants import BY_NAME
@@ -50,6 +51,32 @@ class ModelCard:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The media that a request may carry."""
+        return BY_NAME[self.variant].takes
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The media that a request must carry; a clip stands for the picture it ends with."""
+        return BY_NAME[self.variant].needs
+
+    @property
+    def continues(self) -> bool:
+        """Whether a clip is continued, its last frames being known; else it is changed."""
+        return "image" in self.takes
+
+    def check_media(self, given: Collection[str]) -> None:
+        """Refuse media (by name) that this model does not take together, or the lack of one that it needs."""
+        for name in given:
+            if name not in self.takes:
+                raise InvalidRequest(name, "given", f"with this model: {', '.join(self.takes) or 'no picture or clip'}")
+        if {"image", "video"} <= set(given):
+            raise InvalidRequest("image", "given beside video", "one of the two: a clip is continued from its own end")
+        if "video" not in given and (missing := [name for name in self.needs if name not in given]):
+            stands_in = ", or a video to go on from" if "video" in self.takes else ""
+            raise InvalidRequest(missing[0], None, f"a file; this model needs {' and '.join(self.needs)}{stands_in}")
 
     def request(self, **given) -> GenerationRequest:
         """The validated request of this model; see `GenerationRequest.create`."""
