@@ -24,9 +24,7 @@ class Medium:
 
 
 MEDIA = (
-    Medium(
-        "image", "image", "First picture", "The frame that the video begins with.", ("input_reference", "first_image")
-    ),
+    Medium("image", "image", "First picture", "The frame that the video begins with.", ("input_reference", "first_image")),
     Medium("last_image", "image", "Last picture", "The frame that the video ends with.", ("end_image", "last_frame")),
     Medium("video", "video", "Clip", "The clip that is changed or continued.", ("input_video", "video_reference")),
 )
