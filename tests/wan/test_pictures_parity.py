@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+    WanTransformer3DModel,
+    WanVideoToVideoPipeline,
+)
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionModel, UMT5EncoderModel
 
@@ -104,4 +110,20 @@ def test_twenty_steps_follow_the_diffusers_pipeline(checkpoints, pictures):
         **{name: Image.fromarray(value) for name, value in given.items()},
     ).frames[0]  # fmt: skip
     ours = wan.Pipeline.from_checkpoint(folder)(PROMPT, steps=20, guidance_scale=3.0, latents=latents[0], **given)
+    assert relative_error(ours.latents, expected) < 1e-3
+
+
+@pytest.mark.parametrize("strength", [0.6, 0.29])
+def test_a_changed_clip_follows_the_diffusers_pipeline(checkpoint, strength):
+    theirs = WanVideoToVideoPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    clip = [picture(seed) for seed in range(9)]
+    expected = theirs(
+        [Image.fromarray(frame) for frame in clip], PROMPT, "", 64, 64, num_inference_steps=20, guidance_scale=3.0,
+        strength=strength, generator=torch.Generator().manual_seed(5), output_type="latent",
+    ).frames[0]  # fmt: skip
+    ours = wan.Pipeline.from_checkpoint(checkpoint)(
+        PROMPT, video=clip, num_frames=9, steps=20, guidance_scale=3.0, strength=strength, cache_threshold=0.0, seed=5
+    )
+    assert ours.info["steps_computed"] == int(20 * strength)
     assert relative_error(ours.latents, expected) < 1e-3
