@@ -14,10 +14,11 @@ from pathlib import Path
 
 from contract.errors import InvalidCard, InvalidRequest
 from contract.geometry import Geometry
+from contract.media import BY_NAME as MEDIA
 from contract.parameters import PARAMETERS, Defaults, GenerationRequest, Parameter
 from contract.variants import BY_NAME
 
-KEYS = ("variant", "geometry", "defaults")
+KEYS = ("variant", "geometry", "defaults", "takes", "needs")
 MODEL_KEYS = ("teacache", "magcache", "vae")  # of wan.json, for wan.checkpoint
 
 
@@ -26,6 +27,8 @@ class ModelCard:
     variant: str = "t2v"
     geometry: Geometry = field(default_factory=Geometry)
     defaults: Defaults = field(default_factory=Defaults)
+    takes: tuple[str, ...] = ()  # media that a request may carry
+    needs: tuple[str, ...] = ()  # of these, what it must
 
     @classmethod
     def from_dict(cls, values: dict, source: str) -> "ModelCard":
@@ -38,7 +41,9 @@ class ModelCard:
         if name not in BY_NAME:
             raise InvalidCard(f"{source}: variant is {name!r}; allowed: {', '.join(BY_NAME)}")
         defaults = Defaults.from_dict(values.get("defaults", {}), f"{source}: defaults", BY_NAME[name].defaults)
-        return cls(name, _geometry(values.get("geometry", {}), source), defaults)
+        row = BY_NAME[name]
+        media = {key: _media(values.get(key, getattr(row, key)), f"{source}: {key}") for key in ("takes", "needs")}
+        return cls(name, _geometry(values.get("geometry", {}), source), defaults, **media)
 
     @classmethod
     def load(cls, path: Path) -> "ModelCard":
@@ -51,16 +56,6 @@ class ModelCard:
 
     def to_dict(self) -> dict:
         return asdict(self)
-
-    @property
-    def takes(self) -> tuple[str, ...]:
-        """The media that a request may carry."""
-        return BY_NAME[self.variant].takes
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The media that a request must carry; a clip stands for the picture it ends with."""
-        return BY_NAME[self.variant].needs
 
     @property
     def continues(self) -> bool:
@@ -92,6 +87,12 @@ class ModelCard:
     def limits(self) -> dict[str, dict]:
         """`describe` of every parameter, by name, in the order of a form."""
         return {p.name: self.describe(p) for p in PARAMETERS}
+
+
+def _media(names, source: str) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple) or not set(names) <= set(MEDIA):
+        raise InvalidCard(f"{source} is {names!r}; allowed: a list of {', '.join(MEDIA)}")
+    return tuple(names)
 
 
 def _geometry(values: dict, source: str) -> Geometry:

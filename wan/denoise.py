@@ -23,6 +23,7 @@ from wan.teacache import StepCache
 
 # Above this many tokens one forward fills the machine and two branches at once only cost memory.
 MAX_BATCHED_TOKENS = 8192
+CLIP_TOKENS = 257  # of one picture, where only the number of them matters
 MAX_MEMORY_SHARE = 0.5  # of what is free, for the activations of a batch
 
 
@@ -212,6 +213,18 @@ class Denoiser:
         """Of how many pictures the model looks at the tokens."""
         config = self.experts[0].dit.config
         return (1 + bool(config.image_positions)) if config.image_dim else 0
+
+    def blank(self, text: Tensor, request: GenerationRequest) -> Conditioning:
+        """Everything that the model takes beside `text`, empty: for warming up and for measurements."""
+        config = self.experts[0].dit.config
+        _, *space = self.geometry.latent_shape(request.width, request.height, request.num_frames)
+        beyond, width = config.in_channels - config.out_channels, config.image_dim
+        return Conditioning(
+            text,
+            text,
+            torch.zeros(beyond, *space) if beyond else None,
+            torch.zeros(config.image_positions or CLIP_TOKENS, width) if width else None,
+        )
 
     def schedule(self, request: GenerationRequest, of_clip: bool = False) -> Schedule:
         """All steps of the request, or those that are run on a clip."""

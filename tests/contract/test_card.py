@@ -75,7 +75,7 @@ def test_every_row_is_found_by_its_own_structure():
     ],
 )
 def test_media_that_a_model_does_not_take_or_lacks_are_refused_by_name(variant, given, message):
-    card = ModelCard(variant)
+    card = ModelCard.from_dict({"variant": variant}, "here")
     if message is None:
         card.check_media(given)
     else:
