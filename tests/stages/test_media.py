@@ -29,7 +29,19 @@ def clip(frames: int, size=(32, 16)) -> bytes:
     """An MP4 whose frames become brighter."""
     pixels = b"".join(np.full((size[1], size[0], 3), 10 * i, np.uint8).tobytes() for i in range(frames))
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", "16", "-i", "-"]
-    made = ["-vcodec", "libx264", "-pix_fmt", "yuv444p", "-qp", "0", "-movflags", "frag_keyframe+empty_moov", "-f", "mp4", "-"]
+    made = [
+        "-vcodec",
+        "libx264",
+        "-pix_fmt",
+        "yuv444p",
+        "-qp",
+        "0",
+        "-movflags",
+        "frag_keyframe+empty_moov",
+        "-f",
+        "mp4",
+        "-",
+    ]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *source, *made]
     return subprocess.run(command, input=pixels, capture_output=True, check=True).stdout
 
@@ -101,7 +113,9 @@ def test_of_a_clip_the_first_frames_are_read_or_the_last():
     assert clip_frames("VIDEO", data, (48, 48, 1)).shape == (1, 48, 48, 3)
 
 
-@pytest.mark.parametrize("data", [b"text", clip(3)[:200], b"\x1aE\xdf\xa3" + bytes(50)], ids=["text", "cut off", "empty"])
+@pytest.mark.parametrize(
+    "data", [b"text", clip(3)[:200], b"\x1aE\xdf\xa3" + bytes(50)], ids=["text", "cut off", "empty"]
+)
 def test_what_is_no_clip_is_refused_by_name(data):
     with pytest.raises(InvalidRequest, match="VIDEO is '.* bytes'; allowed: an MP4 or WebM file"):
         clip_frames("VIDEO", data, (32, 16, 5))
