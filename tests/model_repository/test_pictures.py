@@ -109,7 +109,7 @@ def _interrupt(server, name: str) -> None:
             time.sleep(0.001)
         (folder / "cancel").touch()
 
-    watcher = threading.Thread(target=cancel)
+    watcher = threading.Thread(target=cancel, daemon=True)
     watcher.start()
     with pytest.raises(InferenceServerException, match="cancelled after step"):
         generate(server, name, image=encoded(1), steps=6)
