@@ -8,15 +8,17 @@ Entries that belong to the model alone (the calibrations of the step caches, the
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from contract.errors import InvalidCard
+from contract.errors import InvalidCard, InvalidRequest
 from contract.geometry import Geometry
+from contract.media import BY_NAME as MEDIA
 from contract.parameters import PARAMETERS, Defaults, GenerationRequest, Parameter
 from contract.variants import BY_NAME
 
-KEYS = ("variant", "geometry", "defaults")
+KEYS = ("variant", "geometry", "defaults", "takes", "needs")
 MODEL_KEYS = ("teacache", "magcache", "vae")  # of wan.json, for wan.checkpoint
 
 
@@ -25,6 +27,8 @@ class ModelCard:
     variant: str = "t2v"
     geometry: Geometry = field(default_factory=Geometry)
     defaults: Defaults = field(default_factory=Defaults)
+    takes: tuple[str, ...] = ()  # media that a request may carry
+    needs: tuple[str, ...] = ()  # of these, what it must
 
     @classmethod
     def from_dict(cls, values: dict, source: str) -> "ModelCard":
@@ -37,7 +41,9 @@ class ModelCard:
         if name not in BY_NAME:
             raise InvalidCard(f"{source}: variant is {name!r}; allowed: {', '.join(BY_NAME)}")
         defaults = Defaults.from_dict(values.get("defaults", {}), f"{source}: defaults", BY_NAME[name].defaults)
-        return cls(name, _geometry(values.get("geometry", {}), source), defaults)
+        row = BY_NAME[name]
+        media = {key: _media(values.get(key, getattr(row, key)), f"{source}: {key}") for key in ("takes", "needs")}
+        return cls(name, _geometry(values.get("geometry", {}), source), defaults, **media)
 
     @classmethod
     def load(cls, path: Path) -> "ModelCard":
@@ -50,6 +56,22 @@ class ModelCard:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+    @property
+    def continues(self) -> bool:
+        """Whether a clip is continued, its last frames being known; else it is changed."""
+        return "image" in self.takes
+
+    def check_media(self, given: Collection[str]) -> None:
+        """Refuse media (by name) that this model does not take together, or the lack of one that it needs."""
+        for name in given:
+            if name not in self.takes:
+                raise InvalidRequest(name, "given", f"with this model: {', '.join(self.takes) or 'no picture or clip'}")
+        if {"image", "video"} <= set(given):
+            raise InvalidRequest("image", "given beside video", "one of the two: a clip is continued from its own end")
+        if "video" not in given and (missing := [name for name in self.needs if name not in given]):
+            stands_in = ", or a video to go on from" if "video" in self.takes else ""
+            raise InvalidRequest(missing[0], None, f"a file; this model needs {' and '.join(self.needs)}{stands_in}")
 
     def request(self, **given) -> GenerationRequest:
         """The validated request of this model; see `GenerationRequest.create`."""
@@ -65,6 +87,12 @@ class ModelCard:
     def limits(self) -> dict[str, dict]:
         """`describe` of every parameter, by name, in the order of a form."""
         return {p.name: self.describe(p) for p in PARAMETERS}
+
+
+def _media(names, source: str) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple) or not set(names) <= set(MEDIA):
+        raise InvalidCard(f"{source} is {names!r}; allowed: a list of {', '.join(MEDIA)}")
+    return tuple(names)
 
 
 def _geometry(values: dict, source: str) -> Geometry:

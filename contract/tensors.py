@@ -4,10 +4,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from contract.media import BY_NAME as MEDIA
 from contract.parameters import TENSORS, Parameter
 
 ENSEMBLE = "wan"
-NUMPY = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "FP64": np.float64, "STRING": np.object_}
+NUMPY = {
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "UINT8": np.uint8,
+    "STRING": np.object_,
+}
 
 
 def array(parameter: Parameter, value) -> np.ndarray:
@@ -20,12 +28,13 @@ def arrays(request: Mapping) -> dict[str, np.ndarray]:
     return {p.tensor_name: array(p, request[p.name]) for p in TENSORS if request.get(p.name) is not None}
 
 
-def infer_inputs(types, request: Mapping) -> list:
-    """`arrays` as InferInput of `types`: tritonclient.grpc or tritonclient.http."""
+def infer_inputs(types, request: Mapping, media: Mapping[str, bytes] | None = None) -> list:
+    """`arrays` and the encoded files of `media` as InferInput of `types`: tritonclient.grpc or tritonclient.http."""
     inputs = []
     kinds = {p.tensor_name: "BYTES" if p.kind == "STRING" else p.kind for p in TENSORS}
-    for name, value in arrays(request).items():
-        tensor = types.InferInput(name, [1], kinds[name])
+    files = {MEDIA[name].tensor_name: np.array([data], dtype=np.object_) for name, data in (media or {}).items()}
+    for name, value in (arrays(request) | files).items():
+        tensor = types.InferInput(name, [1], kinds.get(name, "BYTES"))
         tensor.set_data_from_numpy(value)
         inputs.append(tensor)
     return inputs
