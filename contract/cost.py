@@ -1,6 +1,7 @@
 """What a request costs in seconds of the machine that serves.
 
-    seconds = overhead + sum over the steps of step(branches) + decoding
+    seconds = overhead + sum over the steps of step(branches) + decoding + encoding
+    encoding = encoding_share * decoding, with a picture or clip
     decoding = per_latent_frame * T' + T * (per_pixel * H * W + per_pixel_squared * (H * W)^2)
     computed step = per_step + branches * (per_token * S + per_token_squared * S^2)
     skipped step  = per_skipped_step + branches * per_skipped_token * S
@@ -11,15 +12,16 @@ them with the plans of the caches, so that a request is priced by the steps that
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 from contract.errors import InvalidCard
 from contract.geometry import Geometry
-from contract.parameters import PARAMETERS, guided_steps, may_skip
+from contract.parameters import PARAMETERS, guided_steps, may_skip, steps_of_clip
 
 PRICED = tuple(p.name for p in PARAMETERS if p.priced)
+OF_CLIPS = ("sampler", "strength")  # priced with a clip that is changed
 Size = tuple[int, int, int]  # width, height, frames
 # cache -> steps -> threshold from which it holds -> "1" for a computed step
 Plans = dict[str, dict[int, dict[float, str]]]
@@ -38,6 +40,7 @@ class CostModel:
     per_step: float = 0.0
     per_skipped_step: float = 0.0
     per_skipped_token: float = 0.0
+    encoding_share: float = 0.6  # the encoder has about so much of the decoder's work; CLIP's is next to nothing
     skipped_per_threshold: float = 1.5  # where plans knows nothing of the cache
     plans: Plans = field(default_factory=dict)
 
@@ -59,15 +62,25 @@ class CostModel:
         denoising = sum(self.step(tokens, branches, computed) for computed, branches in steps)
         return self.overhead + denoising + self.decoding(*size, geometry)
 
-    def predict(self, request: Mapping, geometry: Geometry) -> float:
-        """Seconds of a complete request, of which only the priced parameters are read."""
-        width, height, frames, steps, scale, end, cache, threshold, *skip = (request[name] for name in PRICED)
+    def predict(
+        self, request: Mapping, geometry: Geometry, media: Collection[str] = (), continues: bool = False
+    ) -> float:
+        """Seconds of a complete request, of which only the priced parameters are read, with the `media` it carries.
+
+        `continues`: the model goes on from a clip (`ModelCard.continues`); else it changes it, and runs fewer steps.
+        """
+        named = (request[name] for name in PRICED if name not in OF_CLIPS)
+        width, height, frames, steps, scale, end, cache, threshold, *skip = named
+        if "video" in media and not continues:
+            steps = steps_of_clip(steps, **{name: request[name] for name in OF_CLIPS})
         guided = guided_steps(steps, scale, end)
         plan = [
             (computed or not may_skip(i, steps, *skip), 2 if i < guided else 1)
             for i, computed in enumerate(self.plan(steps, cache, threshold))
         ]
-        return self.seconds((width, height, frames), plan, geometry)
+        size = width, height, frames
+        encoding = self.encoding_share * self.decoding(*size, geometry) if media else 0.0
+        return self.seconds(size, plan, geometry) + encoding
 
     def plan(self, steps: int, cache: str, threshold: float) -> list[bool]:
         """Which steps are computed: exact for the numbers of steps in `plans`, else after the nearest one."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -105,7 +105,12 @@ class _Sampling:
     flow_shift: float = _parameter(
         Number(0.1, 30), 5.0, label="Flow shift", help="Sigma shift.", aliases=("sigma_shift", "sample_shift")
     )
-    sampler: str = _parameter(Choice(SAMPLERS), "unipc", label="Sampler")
+    sampler: str = _parameter(Choice(SAMPLERS), "unipc", label="Sampler", priced=True)
+    strength: float = _parameter(
+        Number(0, 1), 0.8, label="Strength", aliases=("denoising_strength",), priced=True,
+        help="How much of a given clip is made anew; only with a clip that is changed. Euler runs all steps from that level "
+        "of noise, the others the last share of their steps.",
+    )  # fmt: skip
     cache: str = _parameter(
         Choice(CACHES), "teacache", label="Step cache", priced=True,
         help="The rule by which steps are skipped, if cache_threshold is above 0.",
@@ -188,9 +193,11 @@ class GenerationRequest(_Sampling):
         """The same without guidance."""
         return replace(self, guidance_scale=1.0)
 
-    def fingerprint(self, model: str) -> str:
-        """What a checkpoint of a run belongs to: every parameter that changes latents, and the identity of the model."""
-        values = {p.name: getattr(self, p.name) for p in PARAMETERS if p.fingerprint}
+    def fingerprint(self, model: str, media: Mapping[str, str] | None = None) -> str:
+        """What a checkpoint of a run belongs to: every parameter that changes latents, the identity of the model, and the
+        hashes of the given `media` by name."""
+        values: dict[str, Any] = {p.name: getattr(self, p.name) for p in PARAMETERS if p.fingerprint}
+        values |= {"media": dict(media)} if media else {}
         text = json.dumps(values | {"model": model}, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -198,6 +205,17 @@ class GenerationRequest(_Sampling):
 def guided_steps(steps: int, guidance_scale: float, guidance_end: float) -> int:
     """How many of `steps` use guidance: ceil of the share, 0.55 of 20 being 11 and not a little more."""
     return 0 if guidance_scale == 1 else math.ceil(round(guidance_end * steps, 6))
+
+
+def steps_of_clip(steps: int, strength: float, sampler: str) -> int:
+    """How many of `steps` are run on a clip that is changed: Diffusers drops the first ones, DiffSynth-Studio (Euler) none.
+
+    Raises InvalidRequest if none is left.
+    """
+    kept = int(steps * strength) if sampler != "euler" else steps * (strength > 0)
+    if not kept:
+        raise InvalidRequest("strength", strength, f"above 0, and at least 1/{steps} = {1 / steps:g} of so many steps")
+    return kept
 
 
 def may_skip(step: int, steps: int, cache_start: float, cache_end: float) -> bool:

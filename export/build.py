@@ -7,10 +7,12 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
 
+from contract.card import ModelCard
 from export import memory, paths
 from export.atomic import Journal
 from export.dit import package
@@ -22,7 +24,7 @@ from export.tensorrt.graphs import parameters
 from export.tensorrt.sizes import Sizes, parse_sizes
 from export.tensorrt.vae_cache import decoder_slots
 from wan.checkpoint import Checkpoint
-from wan.errors import CheckpointError
+from wan.errors import CheckpointError, UnsupportedCheckpoint
 from wan.text import TEXT_LENGTH
 
 Report = Callable[[str], None]
@@ -32,6 +34,7 @@ class Build:
     """One export into `out`; `command` is what to run to go on, for messages. Nothing is read before it is asked for."""
 
     journal: Journal
+    media: bool = True  # whether the target has encoders of pictures and clips
 
     def __init__(self, source: Path, out: Path, options: Options, command: str = "", report: Report = print):
         self.checkpoint = with_dit(Checkpoint.open(source.resolve()), options.dit)
@@ -55,7 +58,18 @@ class Build:
             raise CheckpointError(
                 f"{root}: text encoder width {self.text.d_model}, the DiT expects {self.dit.text_dim}"
             )
-        _ = self.checkpoint.card, self.loras
+        if self.dit.image_dim and self.checkpoint.clip_config().dim != self.dit.image_dim:
+            clip = self.checkpoint.clip_config()
+            raise CheckpointError(f"{root}: CLIP's width {clip.dim}, the DiT expects {self.dit.image_dim}")
+        if not self.media and self.dit.in_channels != self.dit.out_channels:
+            title = self.checkpoint.variant.title
+            raise UnsupportedCheckpoint(f"{root}: {title} takes pictures, whose encoders only --target cpu has so far")
+        _ = self.card, self.loras
+
+    @property
+    def card(self) -> ModelCard:
+        """What is served: the checkpoint's card, without media where the target has no encoders for them."""
+        return self.checkpoint.card if self.media else replace(self.checkpoint.card, takes=(), needs=())
 
     @cached_property
     def dit(self):
@@ -116,11 +130,15 @@ class Build:
         totals = {stage: needs.total for stage, needs in self.memory.items()}
         return choose(self.options.placement, self.gpus, totals, self.options.denoise_instances, self.report)
 
-    def template_values(self) -> dict[str, int]:
-        """What the placeholders of the configuration templates stand for."""
-        instances = self.options.denoise_instances
-        return {"text_len": TEXT_LENGTH, "text_dim": self.text.d_model, "z_dim": self.vae.z_dim} | {
-            "denoise_instances": instances
+    def template_values(self) -> dict:
+        """What the placeholders of the configuration templates stand for, and which media the checkpoint takes."""
+        return {
+            "text_len": TEXT_LENGTH,
+            "text_dim": self.text.d_model,
+            "z_dim": self.vae.z_dim,
+            "denoise_instances": self.options.denoise_instances,
+            "takes": self.card.takes,
+            "image_dim": self.dit.image_dim,
         }
 
     def key(self, *values) -> str:

@@ -35,6 +35,7 @@ def export(
 
 def _export_locked(build: Build, name: str) -> bool:
     target, out, old = TARGETS[name], build.out, manifest.read(build.out)
+    build.media = target.media
     build.check()
     build.wanted = {
         "format": FORMAT,
@@ -72,7 +73,7 @@ def _run(build: Build, target: Target) -> None:
     for name, step in target.steps.items():
         build.say(name)
         built |= step(build)
-    manifest.write_json(paths.card(build.repository), build.checkpoint.card.to_dict())
+    manifest.write_json(paths.card(build.repository), build.card.to_dict())
     artifacts = manifest.describe_artifacts(build.repository)
     del artifacts[JOURNAL]  # needed until the manifest is there
     manifest.write(build.repository, build.wanted | built | {"artifacts": artifacts})

@@ -21,10 +21,15 @@ CODE = (
     "wan/vae.py",
     "wan/text.py",
     "wan/checkpoint.py",
+    "wan/clip.py",
+    "wan/known_frames.py",
+    "wan/pictures.py",
+    "wan/sizes.py",
     "wan/keys.py",
     "wan/config.py",
     "stages/*_runtime.py",
     "stages/artifacts.py",
+    "stages/media.py",
 )
 BLOCK_BYTES, SHOWN_BYTES = 1 << 20, 1 << 30
 LIBRARIES = ("torch", "onnx", "onnxscript", "transformers")
@@ -47,6 +52,8 @@ def sha256_file(path: Path) -> str:
 def source_files(checkpoint: Checkpoint) -> list[Path]:
     """Every file of the checkpoint that an export reads."""
     weights = checkpoint.vae_tensors().files + checkpoint.text_tensors().files
+    if checkpoint.dit_config().image_dim:
+        weights += checkpoint.clip_tensors().files
     beside = [path for file in weights for path in file.parent.glob("*.json")]
     tokenizer = [path for path in checkpoint.tokenizer_directory.rglob("*") if path.is_file()]
     return sorted({*dit_files(checkpoint), *weights, *beside, *tokenizer})

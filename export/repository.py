@@ -13,9 +13,8 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
-from contract.parameters import TENSORS
 from contract.tensors import ENSEMBLE
-from export import paths
+from export import inputs, paths
 from export.atomic import replacing
 from export.placement import Placement
 
@@ -36,17 +35,12 @@ def exchange(building: Path, out: Path) -> None:
 
 def _substituted(model: str, values: dict[str, Any]) -> str:
     template = Template((paths.TEMPLATES / model / "config.pbtxt").read_text())
-    return template.substitute(values | request_values())
+    return template.substitute(
+        inputs.request_values(tuple(values.get("takes", ())), values.get("image_dim", 0)) | values
+    )
 
 
-def request_values() -> dict[str, str]:
-    """The inputs of a request, for the models that take them: rendered from the declaration."""
-    inputs = [f'{{ name: "{p.tensor_name}" data_type: TYPE_{p.kind} dims: [ 1 ] optional: true }}' for p in TENSORS]
-    maps = [f'input_map {{ key: "{p.tensor_name}" value: "{p.tensor_name}" }}' for p in TENSORS]
-    return {"request_inputs": ",\n  ".join(inputs), "request_maps": "\n      ".join(maps)}
-
-
-def read_config(model: str, values: dict[str, int]) -> ModelConfig:
+def read_config(model: str, values: dict) -> ModelConfig:
     """The template of a model with its placeholders filled in; raises KeyError for one without a value."""
     return text_format.Parse(_substituted(model, values), ModelConfig())
 
@@ -93,7 +87,7 @@ def _ensemble(config: ModelConfig, placement: Placement) -> None:
 CHANGES = {"text_encoder": _text_encoder, "denoise": _denoise, "vae_decoder": _vae_decoder, ENSEMBLE: _ensemble}
 
 
-def gpu_config(model: str, values: dict[str, int], placement: Placement) -> ModelConfig:
+def gpu_config(model: str, values: dict, placement: Placement) -> ModelConfig:
     """The configuration of one model for `placement`."""
     config = read_config(model, values | {"denoise_instances": placement.denoise_instances})
     if model in CHANGES:
@@ -101,13 +95,16 @@ def gpu_config(model: str, values: dict[str, int], placement: Placement) -> Mode
     return config
 
 
-def render(repository: Path, values: dict[str, int]) -> None:
-    """Write every model's config.pbtxt and code; raises KeyError for a placeholder without a value."""
-    for model in paths.MODELS:
+def render(repository: Path, values: dict) -> None:
+    """Write every model's config.pbtxt and code; raises KeyError for a placeholder without a value.
+
+    `values` are the numbers of the templates, `takes` (the media of the checkpoint) and `image_dim` of CLIP's tokens.
+    """
+    for model in (*paths.MODELS, *inputs.encoders(values)):
         _write(repository, model, _substituted(model, values), has_code=True)
 
 
-def render_gpu(repository: Path, values: dict[str, int], placement: Placement) -> None:
+def render_gpu(repository: Path, values: dict, placement: Placement) -> None:
     """The same for GPUs; a model that Triton's own backend runs needs no code."""
     for model in paths.MODELS:
         config = gpu_config(model, values, placement)

@@ -16,9 +16,10 @@ from export.build import Build
 from export.dit import package
 from export.dit.precision import Precision
 from export.dit.quality import measure, plot_errors
+from export.inputs import VAE_ENCODER, encoders
 from export.manifest import sha256_file
 from export.onnx.checks import parity
-from export.onnx.graphs import Graph, decoder_graphs, text_encoder_graph, write
+from export.onnx.graphs import Graph, clip_graph, decoder_graphs, encoder_graphs, text_encoder_graph, write
 from export.preview_projection import fit_projection
 from export.repository import render, render_gpu
 from export.tensorrt import graphs, plans
@@ -42,6 +43,7 @@ class Target:
     options: frozenset[str]  # of the command line, beside those of every target
     code: tuple[str, ...]  # packages under export/ whose change makes it export again
     described: Callable[[Build], dict]  # the options that decide what is written
+    media: bool = False  # it has encoders of pictures and clips
     placed: bool = False  # on GPUs, with a look at their memory first
     resumable: bool = False  # the working directory survives an interruption, and the next run continues there
     fits: Callable[[dict, Callable[[str], None]], bool] = lambda manifest, report: (
@@ -70,13 +72,15 @@ def tokenizer(build: Build) -> dict:
 
 
 def float32_graphs(build: Build) -> dict:
-    """Text encoder and VAE decoder, in the places where ONNX Runtime reads them."""
+    """Text encoder, VAE and CLIP, in the places where ONNX Runtime reads them."""
     encoder = text_encoder_graph(build.checkpoint.load_text_encoder(), build.text.vocab_size)
-    return {"parity": _written(build, "text_encoder", [encoder]) | _written(build, "vae_decoder", _decoder(build))}
-
-
-def _decoder(build: Build) -> list[Graph]:
-    return decoder_graphs(build.checkpoint.load_vae())
+    compared = _written(build, "text_encoder", [encoder])
+    vae = build.checkpoint.load_vae()
+    compared |= _written(build, "vae_decoder", decoder_graphs(vae))
+    for model in encoders(build.template_values()):
+        made = encoder_graphs(vae) if model == VAE_ENCODER else [clip_graph(build.checkpoint.load_clip())]
+        compared |= _written(build, model, made)
+    return {"parity": compared}
 
 
 def _written(build: Build, model: str, made: list[Graph]) -> dict:
@@ -149,8 +153,12 @@ def tensorrt_plans(build: Build) -> dict:
 
 def description(build: Build) -> dict:
     """What the stages need to know of the checkpoint."""
+    config = build.checkpoint.clip_config() if build.dit.image_dim else None
+    seen = {"pictures": 1 + bool(build.dit.image_positions)}
+    clip = None if config is None else asdict(config) | {"tokens": config.tokens} | seen
     return {
-        "card": build.checkpoint.card.to_dict(),
+        "clip": clip,
+        "card": build.card.to_dict(),
         "caches": sorted(build.checkpoint.caches),
         "text": {"length": TEXT_LENGTH, "dim": build.text.d_model},
         "dit": asdict(build.dit),
@@ -213,6 +221,7 @@ TARGETS = {
         options=frozenset({"denoise_instances", "dit", "lora"}),
         code=("*.py", "onnx/*.py", "dit/*.py"),
         described=_cpu_options,
+        media=True,
     ),
     "gpu": Target(
         steps={

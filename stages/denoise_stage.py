@@ -14,6 +14,7 @@ from stages.artifacts import Artifacts
 from stages.device import device_tensor, leave_room, name, on_device
 from stages.inputs import find, flag, json_object, scalar
 from stages.limits import Limits
+from stages.media import checked_hashes
 from stages.metrics import DenoiseMetrics
 from stages.preview import PreviewProjection
 from stages.run_directory import RunDirectory, sweep
@@ -63,29 +64,43 @@ class DenoiseStage:
             size = {"width": width, "height": height, "num_frames": frames}
             request = self._card.request(prompt="warm up", seed=0, steps=1, **size, **LOSSLESS)
             for each in {request, request.unguided()}:
-                self._denoiser.run(Conditioning(context, context), each)
+                self._denoiser.run(self._denoiser.blank(context, each), each)
 
     def handle(self, request) -> dict[str, np.ndarray | torch.Tensor]:
         with on_device(self._device):
             return self._handle(request)
 
     def _handle(self, request) -> dict[str, np.ndarray | torch.Tensor]:
-        generation, tokenized_at = self._generation(str(scalar(request, "REQUEST", "STRING")))
+        generation, tokenized_at, media = self._generation(str(scalar(request, "REQUEST", "STRING")))
         self._limits.check(generation)
-        dims = (1, self._text["length"], self._text["dim"])
-        context, negative = device_tensor(request, "CONTEXT", dims), device_tensor(request, "NEGATIVE_CONTEXT", dims)
+        conditioning = self._conditioning(request, generation, media)
+        schedule = self._denoiser.schedule(generation, of_clip=conditioning.start is not None)
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
         preview = self._preview if flag(request, "preview") else None
         run = StepHook(
-            generation, self._denoiser.plan(generation), self._model, directory and directory.open(), self._intervals,
-            self._metrics, preview, gone=request.is_cancelled,
+            generation, self._denoiser.plan(generation, schedule), generation.fingerprint(self._model, media),
+            directory and directory.open(), self._intervals, self._metrics, preview, gone=request.is_cancelled,
         )  # fmt: skip
-        latents, info = self._run(run, generation, Conditioning(context[0], negative[0]))
+        latents, info = self._run(run, generation, conditioning)
         if run.refused:
             info["checkpoint_refused"] = run.refused
         if (encoding := _encoding_seconds(request, tokenized_at)) is not None:
             info["seconds"] = {"text_encoder": round(encoding, 4)} | info["seconds"]
         return {"LATENTS": latents, "INFO": np.array([json.dumps(info)], np.object_)}
+
+    def _conditioning(self, request, generation: GenerationRequest, media: dict[str, str]) -> Conditioning:
+        """What the stages before this one made of the request."""
+        dims = (1, self._text["length"], self._text["dim"])
+        texts = device_tensor(request, "CONTEXT", dims)[0], device_tensor(request, "NEGATIVE_CONTEXT", dims)[0]
+        if not self._card.continues:
+            shape = self._card.geometry.latent_shape(generation.width, generation.height, generation.num_frames)
+            return Conditioning(*texts, start=device_tensor(request, "CONDITION", shape) if "video" in media else None)
+        like = self._denoiser.blank(texts[0], generation)
+        channels = device_tensor(request, "CONDITION", tuple(like.channels.shape))
+        if like.image_tokens is None:
+            return Conditioning(*texts, channels=channels)
+        tokens = device_tensor(request, "IMAGE_TOKENS", (-1, like.image_tokens.shape[1]))
+        return Conditioning(*texts, channels=channels, image_tokens=tokens)
 
     def _run(
         self, run: StepHook, generation: GenerationRequest, conditioning: Conditioning
@@ -104,20 +119,20 @@ class DenoiseStage:
             "device": name(self._device)
         }
 
-    def _generation(self, text: str) -> tuple[GenerationRequest, float]:
-        """The request that the tokenizer resolved, and when it did (monotonic seconds)."""
+    def _generation(self, text: str) -> tuple[GenerationRequest, float, dict[str, str]]:
+        """The request that the tokenizer resolved, when it did (monotonic seconds), and the hashes of its media."""
         what = "the REQUEST of the tokenizer model"
         values = json_object("REQUEST", text, what)
         try:
             resolved = {name: values[name] for name in NAMES}
             generation = self._card.request(**resolved)
-            tokenized_at = float(values["tokenized_at"])
+            tokenized_at, media = float(values["tokenized_at"]), checked_hashes(values.get("media", {}), self._card)
             (generation.prompt + generation.negative_prompt).encode()  # JSON can escape half a surrogate pair
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise InvalidRequest("REQUEST", text, what) from error
         if None in resolved.values() or not math.isfinite(tokenized_at):
             raise InvalidRequest("REQUEST", text, what)
-        return generation, tokenized_at
+        return generation, tokenized_at, media
 
 
 def _options(settings: StageSettings, device: torch.device) -> Options:

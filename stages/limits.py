@@ -29,7 +29,7 @@ class Limits:
 
     def check(self, request: GenerationRequest) -> None:
         """Refuse a request that one of the stages could not finish, though each of its parameters is allowed."""
-        self._check_video(request.width, request.height, request.num_frames)
+        self.check_video(request.width, request.height, request.num_frames)
         if request.cache_threshold > 0 and request.cache not in self.caches:
             known = ", ".join(self.caches) or "none"
             allowed = f"with CACHE_THRESHOLD above 0: {known}, as calibrated by python -m wan.calibrate"
@@ -43,13 +43,13 @@ class Limits:
         try:
             for name, value in video.items():
                 BY_NAME[name].rule.check(name, value, self.geometry)
-            self._check_video(**video)
+            self.check_video(**video)
         except InvalidRequest as error:
             raise InvalidRequest(
                 "LATENTS", list(shape), f"those of a video whose {error.field} is {error.allowed}"
             ) from None
 
-    def _check_video(self, width: int, height: int, num_frames: int) -> None:
+    def check_video(self, width: int, height: int, num_frames: int) -> None:
         size = 3 * width * height * num_frames
         if size > self.video_bytes:
             shape = f"{width}x{height}x{num_frames} = {size / 1e6:.0f} MB of frames"

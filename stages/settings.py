@@ -35,6 +35,7 @@ class StageSettings(BaseSettings):
     checkpoint_seconds: float = Field(5.0, gt=0, description="least time between two checkpoints of a request")
     preview_seconds: float = Field(1.0, gt=0, description="least time between two previews of a request")
     max_video_bytes: int = Field(1 << 30, gt=0, description="largest video, width x height x frames x 3")
+    max_media_bytes: int = Field(64 << 20, gt=0, description="largest picture or clip, as a file or as frames")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where denoise runs")
     # The names are listed where they act, which a checker of types cannot follow.
     linear: Literal[LINEAR] = Field(  # type: ignore[valid-type]

@@ -61,7 +61,7 @@ class TimeLeft:
 
 
 class StepHook:
-    """The `on_step` of one request, whose `plan` says what each step does.
+    """The `on_step` of one request, whose `plan` says what each step does and whose checkpoints bear its `fingerprint`.
 
     `gone()` says that the caller no longer waits. Without a directory there is nothing to report to.
     """
@@ -70,7 +70,7 @@ class StepHook:
         self,
         request: GenerationRequest,
         plan: Plan,
-        model: str,
+        fingerprint: str,
         directory: RunDirectory | None,
         intervals: Intervals,
         metrics: DenoiseMetrics,
@@ -81,7 +81,7 @@ class StepHook:
         self.refused: str | None = None  # why a checkpoint that was there is not used
         self._gone = gone
         self._request, self._intervals, self._preview = request, intervals, preview
-        self._fingerprint = request.fingerprint(model)
+        self._fingerprint, self._steps = fingerprint, len(plan)
         self._first_step = 0
         self._time_left = TimeLeft(plan)
         self._last_checkpoint = self._last_preview = time.monotonic()
@@ -110,7 +110,7 @@ class StepHook:
         """Before the first step: the request is seen to run, and a cancel that came while it waited counts."""
         self.metrics.started(time.time())
         if self.directory:
-            self._write_progress(self.directory, self._first_step, self._request.steps, 0, 0.0)
+            self._write_progress(self.directory, self._first_step, self._steps, 0, 0.0)
         if self._cancelled():
             self._stop(self._first_step)
 
@@ -164,4 +164,4 @@ class StepHook:
             self._last_preview = time.monotonic()
 
     def _stop(self, step: int) -> None:
-        raise Cancelled(f"cancelled after step {step} of {self._request.steps}")
+        raise Cancelled(f"cancelled after step {step} of {self._steps}")

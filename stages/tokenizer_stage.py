@@ -6,9 +6,11 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
+from contract.parameters import steps_of_clip
 from stages.artifacts import Artifacts
 from stages.inputs import generation_request
 from stages.limits import Limits
+from stages.media import GivenMedia
 from stages.run_directory import RunDirectory
 from stages.settings import StageSettings
 from wan.text import Tokenizer
@@ -26,6 +28,10 @@ class TokenizerStage:
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
         generation, drawn = generation_request(request, self._card)
         self._limits.check(generation)
+        media = GivenMedia.of(request, self._card, self._settings.max_media_bytes)
+        media.check()
+        if "video" in media.names and not self._card.continues:
+            steps_of_clip(generation.steps, generation.strength, generation.sampler)
         if drawn and directory and (seed := directory.checkpoint_seed()) is not None:
             # The server drew the seed of the interrupted run; this one goes on with it.
             generation = replace(generation, seed=seed)
@@ -34,8 +40,9 @@ class TokenizerStage:
         if not generation.guided:
             # Not used: an empty mask costs the encoder nothing and is the same for every request.
             negative_ids, negative_mask = np.zeros_like(negative_ids), np.zeros_like(negative_mask)
-        resolved = asdict(generation) | {"tokenized_at": time.monotonic()}
-        return {
+        resolved = asdict(generation) | {"tokenized_at": time.monotonic(), "media": media.hashes}
+        size = np.array([generation.width, generation.height, generation.num_frames], np.int32)
+        return ({"SIZE": size} if self._card.takes else {}) | {
             "REQUEST": np.array([json.dumps(resolved)], np.object_),
             "IDS": ids,
             "MASK": mask,

@@ -1,15 +1,16 @@
-"""Decodes latents to frames, one latent frame at a time, with the decoder as a pair of step graphs.
+"""The VAE as pairs of step graphs: latents to frames, one latent frame at a time, and frames to latents.
 
-A runtime knows how to run one step: latent frame and cache in, frames and new cache out. `decode` drives it. ONNX
-Runtime is the runtime of a machine without a GPU.
+A runtime knows how to run one step: latent frame and cache in, frames and new cache out, or the other way round. `decode`
+and `encode` drive it. ONNX Runtime is the runtime of a machine without a GPU.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
+import torch
 
 FIRST, NEXT = "first.onnx", "next.onnx"
 CACHE_PREFIX = "CACHE_"
@@ -39,11 +40,12 @@ class OnnxVae:
 
     def __init__(self, folder: Path, threads: int):
         self._sessions = {name: onnx_session(folder / name, threads) for name in (FIRST, NEXT)}
-        self._inputs = [i.name for i in self._sessions[NEXT].get_inputs() if i.name != "LATENTS"]
+        (self._taken,) = (i.name for i in self._sessions[FIRST].get_inputs())  # LATENTS, or FRAMES of the encoder
+        self._inputs = [i.name for i in self._sessions[NEXT].get_inputs() if i.name != self._taken]
         self._outputs = [o.name for o in self._sessions[NEXT].get_outputs()]
 
     def step(self, latents: np.ndarray, cache: list | None) -> tuple[np.ndarray, list]:
-        feed = {"LATENTS": onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(latents))}
+        feed = {self._taken: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(latents))}
         if cache is not None:
             feed |= dict(zip(self._inputs, cache, strict=True))
         session = self._sessions[FIRST if cache is None else NEXT]
@@ -66,6 +68,14 @@ def to_pixels(frames: np.ndarray) -> np.ndarray:
     """Frames in [-1, 1] [1, 3, n, H, W] to uint8 [n, H, W, 3], rounded to the nearest."""
     scaled = (frames[0] + np.float32(1)) * np.float32(127.5)
     return np.rint(scaled, out=scaled).clip(0, 255).astype(np.uint8).transpose(1, 2, 3, 0)
+
+
+def encode(runtime: VaeRuntime, chunks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yield the latents [1, z, 1, h, w] of each chunk of frames: the first one, then as many as a latent frame stands for."""
+    cache = None
+    for chunk in chunks:
+        latents, cache = runtime.step(chunk.numpy(), cache)
+        yield torch.as_tensor(latents)
 
 
 def decode(runtime: VaeRuntime, latents: Any) -> Iterator[np.ndarray]:

@@ -21,7 +21,7 @@ from wan.checkpoint import SETTINGS_FILE
 from wan.denoise import Denoiser, Expert
 from wan.dit import WanDiT
 from wan.magcache import MAX_SKIPS, RETENTION, MagCacheModel, magnitude_ratio
-from wan.pipeline import Pipeline
+from wan.pipeline import Media, Pipeline
 from wan.teacache import TeaCacheModel
 
 PROMPTS = ("a red circle moves left on a white background", "一个蓝色的方块在黑色背景上向下移动")
@@ -93,7 +93,7 @@ def observe(
         records = []
         for seed, prompt in enumerate(prompts):
             request = pipeline.card.request(prompt=prompt, steps=steps, seed=seed, **LOSSLESS)
-            conditioning = pipeline.condition(request)
+            conditioning = pipeline.condition(request, Media.grey(pipeline.card, request))
             with recording(dit) as record:
                 pipeline.denoise(conditioning, request)
             records.append(record)

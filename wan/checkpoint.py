@@ -19,18 +19,20 @@ from torch import nn
 from contract.card import ModelCard
 from contract.errors import InvalidCard
 from contract.variants import BY_NAME, Structure, Variant, recognise
-from wan import fp8, keys, magcache, teacache
-from wan.config import VAE21_MEAN, VAE21_STD, DiTConfig, TextConfig, VAEConfig, geometry
+from wan import clip, fp8, keys, magcache, teacache
+from wan.clip import ClipVision
+from wan.config import VAE21_MEAN, VAE21_STD, ClipConfig, DiTConfig, TextConfig, VAEConfig, geometry
 from wan.dit import WanDiT
 from wan.errors import CheckpointError, UnsupportedCheckpoint
 from wan.magcache import MagCacheModel
+from wan.sizes import build_umt5, text_config, vae_config
 from wan.teacache import StepCache, TeaCacheModel
 from wan.tensor_files import TensorFiles
 from wan.text import TextEncoder, Tokenizer
 from wan.vae import WanVAE
 
 # Kept in float32 whatever the dtype asked for: the reference runs them so, and they are a thousandth of the weights.
-FLOAT32_PARTS = re.compile(r"(^|\.)(time_embedding|time_projection|modulation|norm3|head|weight_scale)(\.|$)")
+FLOAT32_PARTS = re.compile(r"(^|\.)(time_embedding|time_projection|img_emb|modulation|norm3|head|weight_scale)(\.|$)")
 SETTINGS_FILE = "wan.json"
 
 
@@ -137,46 +139,9 @@ def dit_config(tensors: TensorFiles, num_heads: int | None = None) -> DiTConfig:
         out_channels=_out_channels(tensors),
         text_dim=tensors.shape("text_embedding.0.weight")[1],
         freq_dim=tensors.shape("time_embedding.0.weight")[1],
+        image_dim=tensors.shape("img_emb.proj.0.weight")[0] if "img_emb.proj.0.weight" in tensors else 0,
+        image_positions=tensors.shape("img_emb.emb_pos")[1] if "img_emb.emb_pos" in tensors else 0,
     )
-
-
-def vae_config(tensors: TensorFiles, latents_mean=VAE21_MEAN, latents_std=VAE21_STD) -> VAEConfig:
-    dim, channels = tensors.shape("encoder.conv1.weight")[:2]
-    if channels != 3:
-        raise UnsupportedCheckpoint(
-            f"{tensors.files[0]}: this is the Wan 2.2 VAE ({channels} input channels); only 2.1 is served"
-        )
-    blocks = (tensors.count(r"decoder\.upsamples\.(\d+)\.") - 3) // 4 - 1  # 4 levels of n + 1 blocks, 3 upsamplers
-    return VAEConfig(
-        dim=dim,
-        z_dim=tensors.shape("conv2.weight")[0],
-        num_res_blocks=blocks,
-        latents_mean=tuple(latents_mean),
-        latents_std=tuple(latents_std),
-    )
-
-
-def text_config(tensors: TensorFiles) -> TextConfig:
-    vocab_size, d_model = tensors.shape("shared.weight")
-    first = "encoder.block.0.layer."
-    buckets, heads = tensors.shape(first + "0.SelfAttention.relative_attention_bias.weight")
-    return TextConfig(
-        vocab_size=vocab_size,
-        d_model=d_model,
-        d_kv=tensors.shape(first + "0.SelfAttention.q.weight")[0] // heads,
-        d_ff=tensors.shape(first + "1.DenseReluDense.wi_0.weight")[0],
-        num_layers=tensors.count(r"encoder\.block\.(\d+)\."),
-        num_heads=heads,
-        relative_attention_num_buckets=buckets,
-    )
-
-
-def build_umt5(config: TextConfig):
-    """The transformers module for `config`."""
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    settings = UMT5Config(**vars(config), feed_forward_proj="gated-gelu", dropout_rate=0.0, tie_word_embeddings=False)
-    return UMT5EncoderModel(settings)
 
 
 class Checkpoint(ABC):
@@ -220,6 +185,9 @@ class Checkpoint(ABC):
     @abstractmethod
     def text_tensors(self) -> TensorFiles: ...
 
+    @abstractmethod
+    def clip_tensors(self) -> TensorFiles: ...
+
     @property
     @abstractmethod
     def tokenizer_directory(self) -> Path: ...
@@ -229,6 +197,9 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def vae_config(self) -> VAEConfig: ...
+
+    @abstractmethod
+    def clip_config(self) -> ClipConfig: ...
 
     def text_config(self) -> TextConfig:
         return text_config(self.text_tensors())
@@ -293,6 +264,14 @@ class Checkpoint(ABC):
         fill(module, self.vae_tensors(), device, dtype)
         return module.channels_last()
 
+    def load_clip(self, device=None, dtype=None) -> ClipVision:
+        """CLIP's image tower, of a checkpoint whose DiT takes picture tokens."""
+        tensors = self.clip_tensors()
+        with torch.device("meta"):
+            module = ClipVision(self.clip_config())
+        fill(module, tensors, device, dtype, ignore=clip.unused(tensors))
+        return module
+
     def load_text_encoder(self, device=None, dtype=None) -> TextEncoder:
         tensors = self.text_tensors()
         with torch.device("meta"):
@@ -320,6 +299,13 @@ class DiffusersCheckpoint(Checkpoint):
 
     def text_tensors(self) -> TensorFiles:
         return self._component("text_encoder", "model")
+
+    def clip_tensors(self) -> TensorFiles:
+        return self._component("image_encoder", "model", clip.from_transformers)
+
+    def clip_config(self) -> ClipConfig:
+        heads = _read_json(self.root / "image_encoder" / "config.json").get("num_attention_heads")
+        return clip.config(self.clip_tensors(), heads)
 
     @property
     def tokenizer_directory(self) -> Path:
@@ -354,6 +340,12 @@ class OfficialCheckpoint(Checkpoint):
 
     def text_tensors(self) -> TensorFiles:
         return TensorFiles(self._single("models_t5*.pth", "text encoder"), keys.umt5_from_official)
+
+    def clip_tensors(self) -> TensorFiles:
+        return clip.separate(TensorFiles(self._single("models_clip*.pth", "image encoder"), clip.from_official))
+
+    def clip_config(self) -> ClipConfig:
+        return clip.config(self.clip_tensors())
 
     @property
     def tokenizer_directory(self) -> Path:

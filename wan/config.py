@@ -32,6 +32,8 @@ class DiTConfig:
     text_dim: int = 4096
     freq_dim: int = 256
     text_len: int = 512
+    image_dim: int = 0  # width of the picture tokens; 0: the model takes none
+    image_positions: int = 0  # length of their position table; 0: it has none
     patch_size: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
 
@@ -81,6 +83,26 @@ class VAEConfig:
     @property
     def temporal_stride(self) -> int:
         return 2 ** sum(self.temporal_downsample)
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Sizes of CLIP's image tower (Radford et al. 2021); `num_layers` are those that are used, all but the last."""
+
+    dim: int = 1280
+    num_layers: int = 31
+    num_heads: int = 16
+    ffn_dim: int = 5120
+    patch: int = 14
+    image_size: int = 224
+
+    def __post_init__(self):
+        _require(self.dim % self.num_heads == 0, f"CLIP dim {self.dim} is not a multiple of num_heads {self.num_heads}")
+
+    @property
+    def tokens(self) -> int:
+        """Of one picture: the class token and the patches."""
+        return 1 + (self.image_size // self.patch) ** 2
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from contract.cost import CostModel, Plans
 from contract.geometry import Geometry
 from contract.parameters import LOSSLESS
 from wan.calibrate import only_expert
-from wan.pipeline import Pipeline
+from wan.pipeline import Media, Pipeline
 
 Size = tuple[int, int, int]  # width, height, frames
 PLANNED_STEPS = (*range(1, 11), 12, 15, 16, 18, 20, 24, 25, 28, 30, 35, 40, 45, 50, 60)
@@ -88,7 +88,7 @@ class _Probe:
     def _once(self) -> tuple[float, float, list[tuple[tuple[bool, int], float]]]:
         """Seconds of encoding, of decoding, and of each step with its kind."""
         began = self._now()
-        conditioning = self.pipeline.condition(self._requests[0])
+        conditioning = self.pipeline.condition(self._requests[0], Media.grey(self.pipeline.card, self._requests[0]))
         encode, steps = self._now() - began, []
         for request in self._requests:
             marks: list[float] = []

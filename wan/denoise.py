@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from contract.geometry import Geometry
-from contract.parameters import GenerationRequest, guided_steps, may_skip
+from contract.parameters import GenerationRequest, guided_steps, may_skip, steps_of_clip
 from wan import samplers
 from wan.dit import Sources, WanDiT
 from wan.errors import InvalidRequest
@@ -24,6 +24,7 @@ from wan.teacache import StepCache
 
 # Above this many tokens one forward fills the machine and two branches at once only cost memory.
 MAX_BATCHED_TOKENS = 8192
+CLIP_TOKENS = 257  # of one picture, where only the number of them matters
 MAX_MEMORY_SHARE = 0.5  # of what is free, for the activations of a batch
 
 
@@ -32,11 +33,17 @@ class Conditioning:
     """What a request gives the model besides noise; what is None is absent.
 
     `text` and `negative_text` are embeddings [L, text_dim] with zero rows as padding; the latter is not used without
-    guidance.
+    guidance. `channels` [in - out, T', h, w] go into the model beside the latents at every step (mask and latents of the
+    known frames), never into the solver. `image_tokens` [L, image_dim] are CLIP's of the pictures. Both guidance branches
+    see the same of both. `start` [C, T', h, w] are latents of a clip to change: the run begins at the noise level that the
+    request's strength names.
     """
 
     text: Tensor
     negative_text: Tensor | None = None
+    channels: Tensor | None = None
+    image_tokens: Tensor | None = None
+    start: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -128,11 +135,15 @@ def batch_branches(dit: WanDiT, tokens: int) -> bool:
 class _Evaluator:
     """An expert with what stays the same over a request; evaluates one step, both guidance branches."""
 
-    def __init__(self, dit: WanDiT, timesteps: Sequence[float], texts: list[Tensor], guidance: float, shape):
+    def __init__(
+        self, dit: WanDiT, timesteps: Sequence[float], texts: list[Tensor], guidance: float, shape, given: Conditioning
+    ):
         self.dit, self.guidance = dit, guidance
+        self.channels = _channels(dit, given, shape)
         self.time, self.modulation = dit.time_embeddings(timesteps)
         self.rotary = dit.rotary(shape)
-        both = dit.conditioning(torch.stack(texts).to(dit.device))
+        image = None if given.image_tokens is None else given.image_tokens[None].to(dit.device)
+        both = dit.conditioning(torch.stack(texts).to(dit.device), image)
         self.conditional = both.select(0)
         tokens = self.rotary.shape[1]
         whole = len(texts) == 1 or batch_branches(dit, tokens)
@@ -149,7 +160,8 @@ class _Evaluator:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def velocity(self, latents: Tensor, i: int, step: Step) -> Tensor:  # [C, T', h, w] float32
-        tokens = self.dit.patchify(latents[None])
+        inputs = latents if self.channels is None else torch.cat([latents, self.channels])
+        tokens = self.dit.patchify(inputs[None])
         branches = self.branches if step.branches == 2 else [self.conditional]
         if step.computed:
             out = self._run(tokens, i, branches)
@@ -161,6 +173,16 @@ class _Evaluator:
             return output[0]
         conditional, unconditional = output
         return unconditional + self.guidance * (conditional - unconditional)
+
+
+def _channels(dit: WanDiT, given: Conditioning, shape) -> Tensor | None:
+    """What goes into the model beside latents of `shape`; raises InvalidRequest if it is not what the model takes."""
+    count = dit.config.in_channels - dit.config.out_channels
+    expected = (count, *shape[1:]) if count else None
+    found = None if given.channels is None else tuple(given.channels.shape)
+    if found != expected:
+        raise InvalidRequest("condition channels shape", found, str(expected or "none, as this model takes none"))
+    return None if given.channels is None else given.channels.to(dit.device, torch.float32)
 
 
 def initial_latents(seed: int, shape: tuple[int, ...]) -> Tensor:
@@ -187,13 +209,42 @@ class Denoiser:
         """How the DiT computes, for INFO."""
         return dict(self.experts[0].dit.engine)
 
-    def schedule(self, request: GenerationRequest) -> Schedule:
-        return samplers.schedule(request.sampler, request.steps, request.flow_shift, self.grid)
+    @property
+    def pictures(self) -> int:
+        """Of how many pictures the model looks at the tokens."""
+        config = self.experts[0].dit.config
+        return (1 + bool(config.image_positions)) if config.image_dim else 0
+
+    def blank(self, text: Tensor, request: GenerationRequest) -> Conditioning:
+        """Everything that the model takes beside `text`, empty: for warming up and for measurements."""
+        config = self.experts[0].dit.config
+        _, *space = self.geometry.latent_shape(request.width, request.height, request.num_frames)
+        beyond, width = config.in_channels - config.out_channels, config.image_dim
+        return Conditioning(
+            text,
+            text,
+            torch.zeros(beyond, *space) if beyond else None,
+            torch.zeros(config.image_positions or CLIP_TOKENS, width) if width else None,
+        )
+
+    def schedule(self, request: GenerationRequest, of_clip: bool = False) -> Schedule:
+        """All steps of the request, or those that are run on a clip."""
+        given = (request.sampler, request.steps, request.flow_shift, self.grid)
+        if not of_clip:
+            return samplers.schedule(*given)
+        kept = steps_of_clip(request.steps, request.strength, request.sampler)
+        if request.sampler == "euler":
+            return samplers.schedule(*given, start=request.strength)
+        return samplers.schedule(*given).truncated(request.steps - kept)
 
     @torch.inference_mode()
     def plan(self, request: GenerationRequest, schedule: Schedule | None = None) -> Plan:
         """What each step will do, known before the first; InvalidRequest if an expert has no such cache."""
         timesteps = (schedule or self.schedule(request)).timesteps
+        if len(timesteps) < request.steps and request.cache == "magcache" and request.cache_threshold > 0:
+            raise InvalidRequest(
+                "cache", request.cache, "teacache with a clip: magcache is calibrated for whole schedules"
+            )
         chosen = [self._expert_at(t) for t in timesteps]
         computed: list[bool] = []
         for index, expert in enumerate(self.experts):
@@ -223,8 +274,10 @@ class Denoiser:
         level. `latents` replaces the noise of the seed. An exception from `on_step` (wan.Cancelled) ends the loop. Raises
         InvalidRequest for latents, or a resume point, that do not fit the request.
         """
-        schedule = schedule or self.schedule(request)
+        schedule = schedule or self.schedule(request, of_clip=conditioning.start is not None)
         plan = self.plan(request, schedule)
+        if conditioning.start is not None and resume is None:
+            latents = self._noised(request, conditioning.start, latents, schedule.sigmas[0])
         state, start = self._start(request, latents, resume, plan)
         sampler = samplers.SAMPLERS[request.sampler]
         info = DenoiseInfo(plan, self.engine, start if resume else None)
@@ -255,9 +308,18 @@ class Denoiser:
         texts: list[Any] = [conditioning.text]
         if any(step.branches == 2 for step in steps):
             texts.append(conditioning.negative_text)
-        evaluator = _Evaluator(expert.dit, schedule.timesteps, texts, getattr(request, expert.guidance), shape)
+        guidance = getattr(request, expert.guidance)
+        evaluator = _Evaluator(expert.dit, schedule.timesteps, texts, guidance, shape, conditioning)
         evaluator.keep_residual = not all(step.computed for step in steps)
         return evaluator
+
+    def _noised(self, request: GenerationRequest, clip: Tensor, noise: Tensor | None, sigma: float) -> Tensor:
+        """The latents of a clip at a noise level; raises InvalidRequest if they are not those of such a video."""
+        shape = self.geometry.latent_shape(request.width, request.height, request.num_frames)
+        if tuple(clip.shape) != shape:
+            raise InvalidRequest("clip latents shape", tuple(clip.shape), str(shape))
+        noise = initial_latents(request.seed, shape) if noise is None else noise.cpu()
+        return (1 - sigma) * clip.cpu() + sigma * noise
 
     def _start(self, request: GenerationRequest, latents, resume: Resume | None, plan) -> tuple[SamplerState, int]:
         """The solver's first state and the first step to run."""

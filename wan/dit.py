@@ -1,7 +1,7 @@
 """The diffusion transformer of Wan 2.1 (arXiv:2503.20314, section 4.2), parameter names as in the official checkpoint.
 
 A forward pass falls into work that depends only on the request and work that depends on the latents. The former is
-done once: `Sources` (text projection, cross-attention keys and values), `time_embeddings` (all steps at once)
+done once: `Sources` (projections of text and picture, cross-attention keys and values), `time_embeddings` (all steps at once)
 and the rotary tables. `WanDiT.forward` composes them for a single call; the denoise loop keeps them.
 
 Whatever the weights are in, the residual stream, modulation, norms and head are float32, as under the official code's
@@ -125,8 +125,19 @@ class Source(NamedTuple):
 class CrossAttention(SelfAttention):
     """Attention from video tokens to what was given with the request; no rotary embedding."""
 
+    def __init__(self, config: DiTConfig):
+        super().__init__(config)
+        if config.image_dim:
+            self.k_img, self.v_img = nn.Linear(config.dim, config.dim), nn.Linear(config.dim, config.dim)
+            self.norm_k_img = RMSNorm(config.dim, config.eps)
+
     def text(self, context: Tensor, bias: Tensor | None) -> Source:  # [B, L, C]
         return Source(self._heads(self.norm_k(self.k(context))), self._heads(self.v(context)), bias)
+
+    def image(self, tokens: Tensor, batch: int) -> Source:
+        """Of picture tokens [1 or B, L, C]: one picture serves a batch without a copy."""
+        keys, values = self._heads(self.norm_k_img(self.k_img(tokens))), self._heads(self.v_img(tokens))
+        return Source(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), None)
 
     def forward(self, x: Tensor, sources: tuple[Source, ...]) -> Tensor:  # type: ignore[override]  # asked otherwise
         """The answers of all sources, each with a softmax of its own, are added up."""
@@ -172,6 +183,33 @@ class Head(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:  # [B, S, C], [B, C] float32
         shift, scale = (self.modulation + time.unsqueeze(1)).unsqueeze(2).unbind(1)
         return self.head(modulated_norm(x, shift, scale, self.eps).to(self.head.weight.dtype))
+
+
+class ImageProjection(nn.Module):
+    """CLIP's tokens of one or more pictures to the model's width; a position table tells first and last apart."""
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        width = config.image_dim
+        self.proj = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Linear(width, config.dim),
+            nn.LayerNorm(config.dim),
+        )
+        self.emb_pos = nn.Parameter(torch.zeros(1, config.image_positions, width)) if config.image_positions else None
+
+    def forward(self, tokens: Tensor) -> Tensor:  # [B, L, image_dim] -> [B, L, dim]
+        """Raises InvalidRequest for another width, or another number of tokens than there are positions."""
+        width, length = (
+            self.proj[0].normalized_shape[0],
+            tokens.shape[1] if self.emb_pos is None else self.emb_pos.shape[1],
+        )
+        if tokens.dim() != 3 or tuple(tokens.shape[1:]) != (length, width):
+            raise InvalidRequest("image tokens shape", tuple(tokens.shape), f"[B, {length}, {width}]")
+        tokens = tokens.to(self.proj[0].weight.dtype)
+        return self.proj(tokens if self.emb_pos is None else tokens + self.emb_pos)
 
 
 @dataclass
@@ -238,6 +276,8 @@ class WanDiT(nn.Module):
             nn.Linear(config.freq_dim, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim)
         )
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, config.dim * 6))
+        if config.image_dim:
+            self.img_emb = ImageProjection(config)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
         self.head = Head(config)
         self.engine: dict = {}  # how it computes, for INFO; set by wan.optimize
@@ -260,12 +300,27 @@ class WanDiT(nn.Module):
         time = self.time_embedding(x)
         return time.float(), self.time_projection(time).unflatten(-1, (6, -1)).float()
 
-    def conditioning(self, context: Tensor) -> Sources:
-        """Text embeddings [B, L, text_dim], zero rows as padding, to the keys and values of all blocks."""
+    def conditioning(self, context: Tensor, image_tokens: Tensor | None = None) -> Sources:
+        """Text embeddings [B, L, text_dim], zero rows as padding, to the keys and values of all blocks.
+
+        `image_tokens` [1 or B, L', image_dim] are a second source. Raises InvalidRequest where the model needs them and
+        they are missing, or the other way round.
+        """
+        if (image_tokens is not None) != bool(self.config.image_dim):
+            allowed = (
+                f"[B, L, {self.config.image_dim}]" if self.config.image_dim else "none, as this model takes no picture"
+            )
+            raise InvalidRequest("image tokens", None if image_tokens is None else "given", allowed)
         context = context.to(self.dtype)
         context, bias = _fold_padding(context) if self.fold_text else (context, None)
         text = self.text_embedding(context)
-        return Sources([(block.cross_attn.text(text, bias),) for block in cast("Iterable[Block]", self.blocks)])
+        blocks = list(cast("Iterable[Block]", self.blocks))
+        sources: list[tuple[Source, ...]] = [(block.cross_attn.text(text, bias),) for block in blocks]
+        if image_tokens is not None:
+            image = self.img_emb(image_tokens).to(self.dtype)
+            pairs = zip(blocks, sources, strict=True)
+            sources = [(*own, block.cross_attn.image(image, text.shape[0])) for block, own in pairs]
+        return Sources(sources)
 
     def rotary(self, latents_shape) -> Tensor:
         """Rotary table for latents of shape [..., T, h, w]."""
@@ -297,8 +352,10 @@ class WanDiT(nn.Module):
         x = self.head(x, time).view(x.shape[0], t, h // ph, w // pw, ph, pw, -1)
         return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(x.shape[0], -1, t, h, w)
 
-    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """Velocity [B, out, T, h, w] of latents [B, in, T, h, w] at timesteps [B] under text [B, L, text_dim]."""
+    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, image_tokens: Tensor | None = None) -> Tensor:
+        """Velocity [B, out, T, h, w] of latents [B, in, T, h, w] at timesteps [B] under text [B, L, text_dim] and, for a
+        model that takes pictures, their tokens [1 or B, L', image_dim]."""
         time, modulation = self.time_embeddings(timestep)
-        x = self.run_blocks(self.patchify(latents), modulation, self.rotary(latents.shape), self.conditioning(context))
+        conditioning = self.conditioning(context, image_tokens)
+        x = self.run_blocks(self.patchify(latents), modulation, self.rotary(latents.shape), conditioning)
         return self.unpatchify(x, time, latents.shape)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,34 @@ from torch import Tensor
 from contract.card import ModelCard
 from contract.geometry import Geometry
 from contract.parameters import GenerationRequest
+from wan import known_frames
 from wan.checkpoint import Checkpoint
+from wan.clip import ClipVision
 from wan.denoise import Conditioning, DenoiseInfo, Denoiser, Expert, Progress, Resume
 from wan.dit import WanDiT
 from wan.optimize import Options, optimized
+from wan.pictures import Picture, clip_pixels
 from wan.text import TextEncoder, Tokenizer
 from wan.vae import WanVAE
 from wan.vae_cpu import accelerate
+
+
+@dataclass(frozen=True)
+class Media:
+    """Pictures and the frames of a clip that a request carries, see `contract.media`."""
+
+    image: Picture | None = None
+    last_image: Picture | None = None
+    video: Sequence[Picture] | None = None
+
+    @classmethod
+    def grey(cls, card: ModelCard, request: GenerationRequest) -> "Media":
+        """What the model needs of pictures, in grey: for measurements."""
+        return cls(**{name: np.full((request.height, request.width, 3), 127, np.uint8) for name in card.needs})
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
 
 
 @dataclass(frozen=True)
@@ -66,6 +87,7 @@ class Pipeline:
     denoiser: Denoiser
     vae: WanVAE
     card: ModelCard
+    clip: ClipVision | None = None  # of a checkpoint whose DiT takes picture tokens
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device=None, dtype: torch.dtype | None = None) -> "Pipeline":
@@ -81,6 +103,7 @@ class Pipeline:
             denoiser=load_denoiser(checkpoint, checkpoint.card.geometry, device, dtype),
             vae=accelerate(checkpoint.load_vae(device, torch.float32)),
             card=checkpoint.card,
+            clip=checkpoint.load_clip(device, torch.float32) if checkpoint.dit_config().image_dim else None,
         )
 
     def with_dits(self, dits: Sequence[WanDiT]) -> "Pipeline":
@@ -92,9 +115,29 @@ class Pipeline:
         """Text embeddings [B, 512, text_dim], zero after the end of each text."""
         return self.text_encoder.encode(*self.tokenizer(texts))
 
-    def condition(self, request: GenerationRequest) -> Conditioning:
-        """What the model is given of a request besides noise."""
-        return Conditioning(*self.encode([request.prompt, request.negative_prompt]))
+    def condition(self, request: GenerationRequest, media: Media = Media()) -> Conditioning:
+        """What the model is given of a request besides noise. Raises InvalidRequest for media it does not take."""
+        self.card.check_media(media.given)
+        texts = self.encode([request.prompt, request.negative_prompt])
+        size, geometry = (request.width, request.height, request.num_frames), self.card.geometry
+        if not self.card.continues:
+            clip = media.video
+            start = None if clip is None else known_frames.clip_latents(clip, size, geometry, self.vae.encode_stream)
+            return Conditioning(*texts, start=start)
+        known = known_frames.arrange(media.image, media.last_image, media.video, size, geometry)
+        channels = known_frames.channels(known, size, geometry, self.vae.encode_stream)
+        return Conditioning(*texts, channels=channels, image_tokens=self.image_tokens(known))
+
+    @torch.inference_mode()
+    def image_tokens(self, known: known_frames.Known) -> Tensor | None:
+        """CLIP's tokens [L, image_dim] of the first known frame and, where the model tells them apart, of the last one."""
+        if self.clip is None:
+            return None
+        seen = known_frames.seen_by_clip(known, self.denoiser.pictures)
+        if not seen:  # as Fun-InP without a picture
+            return torch.zeros(self.clip.config.tokens, self.clip.config.dim)
+        pixels = torch.stack([clip_pixels(frame, self.clip.config.image_size) for frame in seen])
+        return self.clip(pixels.to(self.clip.pre_layrnorm.weight.device)).flatten(0, 1)
 
     def denoise(
         self,
@@ -115,13 +158,17 @@ class Pipeline:
         return torch.cat([to_uint8(frames[0]).cpu() for frames in self.vae.decode_stream(latents)]).numpy()
 
     def __call__(
-        self, prompt: str, *, latents: Tensor | None = None, on_step: Callable[[Progress], None] | None = None, **parameters
+        self, prompt: str, *, image: Picture | None = None, last_image: Picture | None = None,
+        video: Sequence[Picture] | None = None, latents: Tensor | None = None,
+        on_step: Callable[[Progress], None] | None = None, **parameters,
     ) -> Video:  # fmt: skip
-        """Generate one video. `parameters` are those of `contract.GenerationRequest`; what is absent or None takes the
-        checkpoint's default. Raises InvalidRequest."""
+        """Generate one video, from pictures (PIL or uint8 [H, W, 3]) or a clip (frames) if the model takes them. `parameters`
+        are those of `contract.GenerationRequest`; what is absent or None takes the checkpoint's default. Raises
+        InvalidRequest."""
+        media = Media(image, last_image, video)
         request = self.card.request(prompt=prompt, **parameters)
         clock = [time.perf_counter()]
-        conditioning = self.condition(request)
+        conditioning = self.condition(request, media)
         clock.append(time.perf_counter())
         latents, done = self.denoise(conditioning, request, latents, on_step)
         clock.append(time.perf_counter())

@@ -59,8 +59,8 @@ def _linspace(start: float, stop: float, steps: int) -> list[float]:
     return [i * step + start for i in range(steps)]
 
 
-def schedule(sampler: str, steps: int, flow_shift: float, grid: str = "wan") -> Schedule:
-    """Sigmas and model timesteps of `sampler`.
+def schedule(sampler: str, steps: int, flow_shift: float, grid: str = "wan", start: float = 1.0) -> Schedule:
+    """Sigmas and model timesteps of `sampler`; `start` scales the levels before they are shifted.
 
     The reference implementations disagree in detail, and each checkpoint layout keeps its own: for UniPC the official
     code starts at 0.999 and ends at 0, Diffusers starts at 1 and ends at 0.001. Both cut the timesteps to integers;
@@ -68,10 +68,10 @@ def schedule(sampler: str, steps: int, flow_shift: float, grid: str = "wan") -> 
     """
     if sampler not in SAMPLERS:
         raise InvalidRequest("sampler", sampler, ", ".join(SAMPLERS))
-    start, stop = 1.0, 0.0
+    top, bottom = 1.0, 0.0
     if sampler == "unipc":
-        start, stop = (OFFICIAL_TOP, 0.0) if grid == "wan" else (1.0, 0.001)
-    sigmas = [shifted(s, flow_shift) for s in _linspace(start, stop, steps)]
+        top, bottom = (OFFICIAL_TOP, 0.0) if grid == "wan" else (1.0, 0.001)
+    sigmas = [shifted(s, flow_shift) for s in _linspace(start * top, bottom, steps)]
     if sampler == "unipc" and abs(sigmas[0] - 1.0) < 1e-6:
         sigmas[0] -= 1e-6  # log((1 - sigma) / sigma) must be finite
     return Schedule.of(sigmas, whole_timesteps=sampler != "euler")

@@ -1,7 +1,7 @@
 """The tensors of weight files, safetensors or PyTorch, under names of our own; nothing is read before it is asked for."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -68,6 +68,18 @@ class TensorFiles:
 
     def load(self, name: str) -> Tensor:
         return self._where[name][0]()
+
+    def split(self, name: str, parts: Sequence[str]) -> None:
+        """Take the tensor `name`, whose rows are stacked, as so many tensors."""
+        load, (rows, *rest), dtype = self._where.pop(name)
+        for i, part in enumerate(parts):
+            shape = (rows // len(parts), *rest)
+            self._where[part] = (lambda i=i: load().chunk(len(parts))[i].clone(), shape, dtype)
+
+    def unwrap(self, name: str) -> None:
+        """Take the tensor `name` [1, ...] without its first dimension."""
+        load, (_, *rest), dtype = self._where[name]
+        self._where[name] = (lambda: load()[0], tuple(rest), dtype)
 
     def count(self, pattern: str) -> int:
         """One more than the largest index that `pattern` (one group) finds in the names."""

@@ -9,7 +9,7 @@ double it. A chunk of one latent frame therefore decodes to 1 frame if it is the
 chunk length changes speed and memory, never the result; a whole video as one first chunk is the training path.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -292,15 +292,16 @@ class WanVAE(nn.Module):
             raise InvalidRequest("video frames", t, f"{stride_t}n + 1")
         if h % stride_s or w % stride_s:
             raise InvalidRequest("video size", (w, h), f"multiples of {stride_s}")
-        latents = video.new_empty(
-            video.shape[0], self.config.z_dim, 1 + (t - 1) // stride_t, h // stride_s, w // stride_s
-        )
-        cache = None
-        for i in range(latents.shape[2]):
-            start = 0 if i == 0 else 1 + (i - 1) * stride_t
-            stop = 1 + i * stride_t
-            latents[:, :, i : i + 1], cache = self.encode_step(video[:, :, start:stop], cache)
-        return latents
+        sizes = [1] + [stride_t] * ((t - 1) // stride_t)
+        return torch.cat(list(self.encode_stream(video.split(sizes, dim=2))), dim=2)
+
+    @torch.inference_mode()
+    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield the normalised latents [B, z, 1, h, w] of each chunk: a first frame, then `temporal_stride` frames each."""
+        parameter, cache = next(self.parameters()), None
+        for chunk in chunks:
+            latents, cache = self.encode_step(chunk.to(parameter.device, parameter.dtype), cache)
+            yield latents
 
     def decode_stream(self, latents: Tensor, chunk: int = 1) -> Iterator[Tensor]:
         """Yield the video of `latents` chunk by chunk; memory depends on `chunk`, not on the length."""

@@ -2,14 +2,15 @@
 
 For trying out an export, its memory and its disk use without downloading a model. Tensors are written one by one, so
 that memory stays at one tensor; umT5, whose file is a pickle, is held whole and can be given fewer layers than its 24
-(`--text-layers`), which take 11 GB.
+(`--text-layers`), which take 11 GB. `small-i2v` is a model of a few megabytes that is given pictures, for tests of the whole
+stack.
 """
 
 import argparse
 import json
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 
@@ -17,14 +18,43 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from contract.variants import VARIANTS
+from contract.variants import VARIANTS, Variant
 from export.dit.stream import Slot, write_safetensors
-from wan.checkpoint import build_umt5
-from wan.config import DiTConfig, TextConfig, VAEConfig
+from wan.checkpoint import SETTINGS_FILE
+from wan.config import ClipConfig, DiTConfig, TextConfig, VAEConfig
 from wan.dit import WanDiT
+from wan.sizes import build_umt5
 from wan.vae import WanVAE
 
-MODELS = {row.name: DiTConfig(**asdict(row.sizes)) for row in VARIANTS if row.sizes and not row.missing}
+
+@dataclass(frozen=True)
+class Model:
+    """The networks of a checkpoint; `clip` of one whose DiT takes picture tokens. `settings` go into its wan.json."""
+
+    dit: DiTConfig
+    clip: ClipConfig | None = None
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    settings: dict = field(default_factory=dict)
+
+
+def _of_row(row: Variant) -> Model:
+    clip = ClipConfig() if "img_emb" in row.parts else None
+    image = {"image_dim": clip.dim, "image_positions": 2 * clip.tokens * ("emb_pos" in row.parts)} if clip else {}
+    channels = {"in_channels": row.latent_channels + row.condition_channels, "out_channels": row.latent_channels}
+    settings = {} if row.name in ("t2v-1.3b", "t2v-14b") else {"variant": row.name}
+    return Model(DiTConfig(**asdict(row.sizes), **channels, **image), clip, settings=settings)
+
+
+SMALL_CLIP = ClipConfig(dim=160, num_layers=3, num_heads=2, ffn_dim=192, image_size=56)
+SMALL = Model(
+    DiTConfig(96, 2, 2, 128, in_channels=36, text_dim=64, freq_dim=64, image_dim=SMALL_CLIP.dim),
+    SMALL_CLIP,
+    VAEConfig(dim=8, num_res_blocks=1),
+    TextConfig(vocab_size=1024, d_model=64, d_kv=16, d_ff=128, num_heads=4),
+    {"defaults": {"width": 64, "height": 64, "num_frames": 9, "steps": 8, "negative_prompt": ""}},
+)
+MODELS = {row.name: _of_row(row) for row in VARIANTS if row.sizes and not row.missing} | {"small-i2v": SMALL}
 # transformers' names to those of the official file; the inverse of wan.keys.umt5_from_official.
 UMT5_NAMES = [
     (r"^shared\.", "token_embedding."),
@@ -40,6 +70,9 @@ UMT5_NAMES = [
 ]
 
 
+IMAGE_GAINS = ("norm1.weight", "norm2.weight", "norm_k_img.weight", "img_emb.proj.0.weight", "img_emb.proj.4.weight")
+
+
 def _parameters(make) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         module: nn.Module = make()
@@ -53,11 +86,26 @@ def official_umt5(name: str) -> str:
     return name
 
 
+def official_clip(config: ClipConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the image tower as the official file has it, the last block included."""
+    dim, block = config.dim, {"norm1": (1,), "norm2": (1,), "attn.to_qkv": (3, 1), "attn.proj": (1, 1)}
+    shapes = {"cls_embedding": (1, 1, dim), "pos_embedding": (1, config.tokens, dim)}
+    shapes["patch_embedding.weight"] = (dim, 3, config.patch, config.patch)
+    layers = {name: tuple(dim * size for size in sizes) for name, sizes in block.items()}
+    layers |= {"mlp.0": (config.ffn_dim, dim), "mlp.2": (dim, config.ffn_dim)}
+    every = {f"transformer.{i}.{name}": shape for i in range(config.num_layers + 1) for name, shape in layers.items()}
+    for name, shape in (every | {"pre_norm": (dim,), "post_norm": (dim,)}).items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return {f"visual.{name}": shape for name, shape in shapes.items()}
+
+
 def _values(
     name: str, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Weights at the scale that keeps activations near 1, gains of 1, other vectors near 0."""
-    if name.endswith(("gamma", "norm_q.weight", "norm_k.weight", "norm3.weight", "layer_norm.weight", "norm.weight")):
+    if name.endswith(
+        ("gamma", "norm_q.weight", "norm_k.weight", "norm3.weight", "layer_norm.weight", "norm.weight") + IMAGE_GAINS
+    ):
         return torch.ones(shape, dtype=dtype)
     fan_in = prod(shape[1:]) if len(shape) > 1 else prod(shape)
     scale = 0.02 if len(shape) == 1 or "modulation" in name else fan_in**-0.5
@@ -74,7 +122,8 @@ def write_checkpoint(model: str, out: Path, text_layers: int, tokenizer: Path | 
     """Write DiT, VAE, umT5 and tokenizer to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     _tokenizer(tokenizer, out / "google" / "umt5-xxl")
-    config, generator = MODELS[model], torch.Generator().manual_seed(seed)
+    made, generator = MODELS[model], torch.Generator().manual_seed(seed)
+    config = made.dit
     shapes = _parameters(lambda: WanDiT(config))
     slots = [Slot(name, torch.float32, shape) for name, shape in shapes.items()]
     random = (_values(name, shape, generator) for name, shape in tqdm(shapes.items(), desc="DiT"))
@@ -85,10 +134,17 @@ def write_checkpoint(model: str, out: Path, text_layers: int, tokenizer: Path | 
         "num_heads": config.num_heads,
         "num_layers": config.num_layers,
     }
-    (out / "config.json").write_text(json.dumps(stored | {"ffn_dim": config.ffn_dim, "model_type": "t2v"}, indent=1))
-    vae = _parameters(lambda: WanVAE(VAEConfig()))
+    (out / "config.json").write_text(
+        json.dumps(stored | {"ffn_dim": config.ffn_dim, "model_type": "i2v" if made.clip else "t2v"}, indent=1)
+    )
+    if made.settings:
+        (out / SETTINGS_FILE).write_text(json.dumps(made.settings, indent=1))
+    if made.clip:
+        clip = {name: _values(name, shape, generator) for name, shape in official_clip(made.clip).items()}
+        torch.save(clip, out / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth")
+    vae = _parameters(lambda: WanVAE(made.vae))
     torch.save({name: _values(name, shape, generator) for name, shape in vae.items()}, out / "Wan2.1_VAE.pth")
-    text = _parameters(lambda: build_umt5(TextConfig(num_layers=text_layers)))
+    text = _parameters(lambda: build_umt5(replace(made.text, num_layers=text_layers)))
     state = {}
     for name, shape in tqdm(text.items(), desc="umT5"):
         if name != "encoder.embed_tokens.weight":

@@ -1,4 +1,4 @@
-"""The text encoder and the VAE as ONNX graphs.
+"""The text encoder, CLIP and the VAE as ONNX graphs.
 
 Decoder and encoder become two graphs each, one for the first latent frame of a video and one for every later frame. What the
 causal convolutions remember between frames is an explicit input and output of the graphs, so that memory does not
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from export.onnx.bf16 import Bf16Vae, Float32Context
 from stages.vae_runtime import FIRST, NEXT, cache_input, cache_output
+from wan.clip import ClipVision
 from wan.text import TEXT_LENGTH
 from wan.vae import WanVAE
 
@@ -106,6 +107,16 @@ def encoder_graphs(vae: WanVAE | Bf16Vae) -> list[Graph]:
         return frames(k + 10 * len(SIZES), chunk)
 
     return _step_graphs(vae, "encode_step", "FRAMES", "LATENTS", lambda k: frames(k, 1), later)
+
+
+def clip_graph(clip: ClipVision) -> Graph:
+    """PIXELS float32 [1, 3, S, S], normalised, to TOKENS [1, L, D]."""
+    side = clip.config.image_size
+
+    def pixels(k: int) -> tuple[Tensor]:
+        return (torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(k)),)
+
+    return Graph("model.onnx", clip, ["PIXELS"], ["TOKENS"], {}, pixels)
 
 
 def text_encoder_graph(encoder: nn.Module, vocabulary: int) -> Graph:

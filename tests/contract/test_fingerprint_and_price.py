@@ -13,7 +13,7 @@ CARD = ModelCard(defaults=Defaults(width=64, height=64, num_frames=17, steps=20)
 REQUEST = CARD.request(prompt="a cat", seed=1, guidance_scale=3.0, cache_threshold=0.1, guidance_end=0.5)
 OTHER = {
     "width": 128, "height": 128, "num_frames": 33, "steps": 10, "guidance_scale": 1.0, "guidance_end": 0.9,
-    "flow_shift": 9.0, "cache_threshold": 0.3, "cache_start": 0.5, "cache_end": 0.5, "seed": 2,
+    "flow_shift": 9.0, "strength": 0.3, "cache_threshold": 0.3, "cache_start": 0.5, "cache_end": 0.5, "seed": 2,
 }  # fmt: skip
 COST = CostModel(
     overhead=0.5, per_token=1e-4, per_token_squared=1e-8, per_pixel=1e-6, per_step=0.01, per_skipped_step=0.001,
@@ -38,9 +38,25 @@ def test_another_model_is_another_run():
     assert REQUEST.fingerprint("m") == REQUEST.fingerprint("m") != REQUEST.fingerprint("n")
 
 
+def test_another_picture_is_another_run():
+    of = REQUEST.fingerprint
+    assert len({of("m"), of("m", {"image": "a"}), of("m", {"image": "b"}), of("m", {"last_image": "a"})}) == 4
+    assert of("m", {}) == of("m")
+
+
+def test_a_picture_costs_its_encoding_and_a_changed_clip_fewer_steps():
+    values = asdict(REQUEST) | {"cache_threshold": 0.0}
+    plain, pictured = COST.predict(values, Geometry()), COST.predict(values, Geometry(), ["image"])
+    continued = COST.predict(values, Geometry(), ["video"], continues=True)
+    changed_clip = COST.predict(values | {"strength": 0.5}, Geometry(), ["video"])
+    assert plain < pictured == continued
+    assert changed_clip < pictured
+    assert COST.predict(values | {"strength": 0.5}, Geometry()) == plain
+
+
 @pytest.mark.parametrize("name", [p.name for p in PARAMETERS if p.tensor])
 def test_exactly_the_priced_parameters_change_the_price(name):
-    before, after = (COST.predict(asdict(r), Geometry()) for r in (REQUEST, changed(name)))
+    before, after = (COST.predict(asdict(r), Geometry(), media=("video",)) for r in (REQUEST, changed(name)))
     assert (before != after) == (name in PRICED)
 
 

@@ -29,7 +29,7 @@ def run(directory, intervals=ALWAYS, request=REQUEST, backend=None, plan=(True,)
     metrics = DenoiseMetrics(backend or RecordingBackend(), "0_0")
     guided = guided_steps(request.steps, request.guidance_scale, request.guidance_end)
     steps = tuple(Step(0, computed, 2 if i < guided else 1) for i, computed in enumerate(plan))
-    return StepHook(request, steps, "model", directory, intervals, metrics, **options)
+    return StepHook(request, steps, request.fingerprint("model"), directory, intervals, metrics, **options)
 
 
 def eta(directory) -> float | None:

@@ -118,8 +118,8 @@ def test_a_damaged_checkpoint_is_refused_naming_the_tensor(broken, change, messa
     [
         (lambda t: t.update({"vace_blocks.0.proj_out.weight": torch.zeros(1)}), "Wan VACE model"),
         (
-            lambda t: t.update({"patch_embedding.weight": torch.zeros(192, 36, 1, 2, 2)}),
-            "image-to-video without CLIP",
+            lambda t: t.update({"patch_embedding.weight": torch.zeros(192, 48, 1, 2, 2)}),
+            "16 latent and 32 further input channels",
         ),
     ],
 )

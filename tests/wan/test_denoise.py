@@ -129,3 +129,17 @@ def test_latents_and_resume_points_that_do_not_fit_are_refused(dit, texts):
         denoise(dit, *texts, request(), resume=Resume(6, state))
     with pytest.raises(wan.InvalidRequest, match="checkpoint latents shape"):
         denoise(dit, *texts, request(), resume=Resume(2, SamplerState(torch.zeros(1))))
+
+
+def test_euler_runs_all_steps_of_a_clip_from_the_level_of_its_strength(dit):
+    asked = request(steps=4, sampler="euler", strength=0.5, flow_shift=5.0)
+    schedule = Denoiser((Expert(dit),), Geometry()).schedule(asked, of_clip=True)
+    assert schedule.steps == 4
+    assert schedule.sigmas[0] == pytest.approx(0.8333, abs=1e-4)
+
+
+def test_a_strength_that_leaves_no_step_is_refused(dit):
+    denoiser = Denoiser((Expert(dit),), Geometry())
+    for sampler, strength in (("unipc", 0.2), ("dpm++", 0.0), ("euler", 0.0)):
+        with pytest.raises(wan.InvalidRequest, match="strength"):
+            denoiser.schedule(request(steps=4, sampler=sampler, strength=strength), of_clip=True)

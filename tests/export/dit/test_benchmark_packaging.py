@@ -16,7 +16,7 @@ BLOCKS = 3
 
 
 def test_packaging_holds_one_shard_and_one_tensor_not_the_model(tmp_path):
-    config = MODELS["t2v-1.3b"]
+    config = MODELS["t2v-1.3b"].dit
     with torch.device("meta"):
         module = WanDiT(type(config)(**{**vars(config), "num_layers": BLOCKS}))
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
