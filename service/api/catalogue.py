@@ -1,11 +1,13 @@
 """The models behind the gateway: the one of its own settings, and those that workers announce."""
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from contract.card import ModelCard
 from contract.cost import CostModel
 from contract.errors import InvalidCard
+from contract.errors import InvalidRequest as OutOfBounds
 from service.errors import InvalidRequest
 from service.settings import Settings
 from service.store import JobStore
@@ -23,9 +25,15 @@ class Served:
     factor: float = 1.0  # how much longer its jobs really take than the formula says
     workers: int = 0
 
-    def price(self, request: dict) -> tuple[float, float]:
-        """Predicted GPU-seconds of a complete request: as the formula says, and as jobs of this model really take."""
-        raw = self.costs.predict(request, self.card.geometry)
+    def price(self, request: dict, media: Collection[str] = ()) -> tuple[float, float]:
+        """Predicted GPU-seconds of a complete request with such media: as the formula says, and as jobs really take.
+
+        Raises InvalidRequest where nothing is left to do, such as for a strength that changes no step of a clip.
+        """
+        try:
+            raw = self.costs.predict(request, self.card.geometry, media, self.card.continues)
+        except OutOfBounds as error:
+            raise InvalidRequest(error.field, error.value, error.allowed) from None
         return raw, raw * self.factor
 
 

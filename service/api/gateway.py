@@ -132,7 +132,7 @@ class Gateway:
         if request.given("seed") is None and idempotency_key is not None:
             # a repetition must be recognised as the same request although its seed would be drawn anew
             values["seed"] = stable_seed(caller.name, idempotency_key)
-        raw, cost = served.price(values)
+        raw, cost = served.price(values, request.media())
         if cost > self.settings.max_job_gpu_seconds:
             raise _too_much(cost, self.settings.max_job_gpu_seconds)
         return NewJob(
