@@ -119,7 +119,9 @@ def test_a_file_that_is_no_picture_is_named_at_its_place(page):
 
 def test_the_keyboard_reaches_everything_and_it_is_visible(page):
     choosers = []
-    page.on("filechooser", lambda chooser: choosers.append(chooser))  # early: the browser must know of it before the key is pressed
+    page.on(
+        "filechooser", lambda chooser: choosers.append(chooser)
+    )  # early: the browser must know of it before the key is pressed
     page.focus("#prompt")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "image"
