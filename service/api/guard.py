@@ -23,7 +23,10 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 # what a browser and a cluster must reach without a key; none of it tells of jobs
 PUBLIC = frozenset({"/", "/livez", "/healthz", "/readyz", "/metrics", "/openapi.json", "/schema.json"})
 # where bodies may be as large as the files that the model takes, and are passed on while they arrive
-WITH_FILES = frozenset({"/v1/videos", "/v1/videos/sync", "/generate"})
+WITH_FILES = frozenset({
+    "/v1/videos", "/v1/videos/sync", "/v1/videos/edits", "/v1/videos/extensions", "/v1/videos/generations",
+    "/v1/tasks/video", "/v1/tasks/video/", "/v1/tasks/video/form", "/api/v1/videos", "/generate",
+})  # fmt: skip
 KINDS_WITH_FILES = frozenset({"application/json", "multipart/form-data"})
 PUBLIC_FOLDER = "/web/"
 

@@ -64,8 +64,10 @@ class JsonText:
         self.feed(b"", last=True)
         return {name: self._filled(value) for name, value in parsed(bytes(self._kept)).items()}
 
-    def _filled(self, value, depth: int = 2):
-        """A value, or what {"image_url": {"url": …}} holds, with files for their signs."""
+    def _filled(self, value, depth: int = 4):
+        """A value, or what [{"image_url": {"url": …}}] holds, with files for their signs."""
+        if isinstance(value, list) and depth:
+            return [self._filled(inner, depth - 1) for inner in value]
         if isinstance(value, dict) and depth:
             return {name: self._filled(inner, depth - 1) for name, inner in value.items()}
         if isinstance(value, str) and value.startswith(f"{self._sign}-"):

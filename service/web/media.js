@@ -1,5 +1,7 @@
 // Pictures and clips that go with a request, where the model takes them: drop, paste or choose, look at them, remove them.
 
+import { t } from "./words.js";
+
 const box = document.getElementById("media");
 const shape = document.getElementById("auto-size");
 const ACCEPT = { image: "image/png,image/jpeg,image/webp", video: "video/mp4,video/quicktime,video/webm" };
@@ -18,18 +20,19 @@ export function build(media, changed) {
 function slot(name, about) {
   const item = document.getElementById("medium-template").content.firstElementChild.cloneNode(true);
   const input = item.querySelector("input");
+  const label = t(about.label);
   input.id = input.name = name;
   input.accept = ACCEPT[about.kind];
   input.required = about.required;
   item.querySelector("label").htmlFor = name;
-  item.querySelector(".name").textContent = about.required ? `${about.label} (needed)` : about.label;
-  item.querySelector(".help").textContent = about.help;
+  item.querySelector(".name").textContent = about.required ? t("{label} (needed)", { label }) : label;
+  item.querySelector(".help").textContent = t(about.help);
   input.setAttribute("aria-describedby", (item.querySelector(".help").id = `${name}-help`));
   const made = { name, kind: about.kind, input, item, file: null };
-  made.show = (file) => show(made, file, about.label);
+  made.show = (file) => show(made, file, label);
   input.addEventListener("change", () => input.files.length && made.show(input.files[0]));
   const remove = item.querySelector(".remove");
-  remove.setAttribute("aria-label", `Remove: ${about.label}`);
+  remove.setAttribute("aria-label", t("Remove: {label}", { label }));
   remove.addEventListener("click", () => { made.show(null); input.focus(); });
   return made;
 }
@@ -51,7 +54,7 @@ function show(slot, file, label) {
   }
   slot.item.classList.toggle("filled", Boolean(file));
   slot.item.querySelector(".remove").hidden = !file;
-  slot.item.querySelector(".file").textContent = file ? file.name : "Drop, paste or choose";
+  slot.item.querySelector(".file").textContent = file ? file.name : t("Drop, paste or choose");
   tell();
 }
 

@@ -50,10 +50,19 @@ def _fetch(files: Storage, key: str, upload: Upload) -> None:
         upload.write(piece)
 
 
-async def _no_clips(request: Request, gateway: TheGateway, caller: TheCaller):
-    await body.read(request)
-    variant = gateway.catalogue.find(None).card.variant
-    raise InvalidRequest("video", "a clip", f"nothing: {variant}, the served checkpoint, takes no clips")
+def _from_a_clip(continued: bool):
+    """The endpoint that makes a video of a clip; InvalidRequest where the model does something else with clips, or nothing."""
+
+    async def endpoint(request: Request, gateway: TheGateway, caller: TheCaller):
+        said = await body.read(request)
+        card = (await gateway.served(said.get("model"))).card
+        if "video" not in card.takes or card.continues != continued:
+            verb = "continues" if continued else "changes"
+            raise InvalidRequest("video", "a clip", f"nothing: {card.variant}, the served checkpoint, {verb} no clips")
+        job, _ = await gateway.submit(requests.parse(said), caller, None)
+        return await gateway.answer_for(job)
+
+    return endpoint
 
 
 async def _no_characters(request: Request, gateway: TheGateway, caller: TheCaller):
@@ -62,8 +71,8 @@ async def _no_characters(request: Request, gateway: TheGateway, caller: TheCalle
 
 
 for path, about, endpoint in (
-    ("/videos/edits", "Change a clip; refused where the served checkpoint takes none.", _no_clips),
-    ("/videos/extensions", "Continue a clip; refused where the served checkpoint takes none.", _no_clips),
+    ("/videos/edits", "Change a clip; refused where the served checkpoint cannot.", _from_a_clip(False)),
+    ("/videos/extensions", "Continue a clip; refused where the served checkpoint cannot.", _from_a_clip(True)),
     ("/videos/characters", "Refused: there is nothing like it in Wan.", _no_characters),
 ):
     router.add_api_route(

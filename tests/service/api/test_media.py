@@ -271,6 +271,52 @@ def test_addresses_are_called_only_where_that_is_allowed_and_within_limits(tmp_p
             assert re.search(said, ask(path).json()["error"]["message"])
 
 
+def test_a_remix_begins_with_the_same_picture(site):
+    job = made(as_file(site))
+    first = site.received(job)
+    remix = made(site.client.post(f"/v1/videos/{job['id']}/remix", json={"prompt": "another"}))
+    again = site.received(remix)
+    assert Image.open(io.BytesIO(again["image"])).tobytes() == Image.open(io.BytesIO(first["image"])).tobytes()
+
+
+def test_a_finished_video_is_reused_only_for_the_same_picture(site):
+    def send(colour, **more):
+        files = {"image": pictures.picture(colour=colour)}
+        return made(
+            site.client.post("/v1/videos", data=FAST | {"seed": 77, "reuse_finished": "true"} | more, files=files)
+        )
+
+    first = send("green")
+    site.received(first)
+    assert send("green")["id"] == first["id"]
+    others = [send("yellow"), send("green", seed=78), made(as_json(site, seed=77, reuse_finished=True))]
+    assert first["id"] not in {job["id"] for job in others}
+    assert "inputs" not in others[2] or others[2]["inputs"] is None
+
+
+def test_the_shapes_of_other_servers_carry_large_files(site):
+    photo = pictures.data_url(pictures.noise(700, 700))
+    assert len(photo) > site.settings.max_body_bytes
+    task = site.client.post("/v1/tasks/video/", json={"prompt": "p", "infer_steps": 1, "image_path": photo})
+    assert set(site.received({"id": made(task)["task_id"]})) == {"image"}
+    frames = [{"type": "image_url", "frame_type": "last_frame", "image_url": {"url": photo}}]
+    body = {"model": "wan-test", "prompt": "p", "size": "32x32", "duration": 1, "frame_images": frames}
+    answer = site.client.post("/api/v1/videos", json=body)
+    assert answer.status_code == 202, answer.text
+    assert set(site.received({"id": answer.json()["id"]})) == {"last_image"}
+    offered = site.client.get("/api/v1/videos/models").json()["data"][0]["supported_frame_images"]
+    assert offered == ["first_frame", "last_frame"]
+
+
+def test_a_clip_is_continued_where_the_model_does_that_and_not_changed(site):
+    files = {"video": pictures.clip()}
+    continued = site.client.post("/v1/videos/extensions", data=FAST, files=files)
+    assert set(site.received(made(continued))) == {"video"}
+    refused = site.client.post("/v1/videos/edits", data=FAST, files=files)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "video")
+    assert "changes no clips" in refused.json()["error"]["message"]
+
+
 def test_a_body_in_json_may_have_its_slashes_escaped(site):
     body = json.dumps(FAST | {"image": pictures.data_url(RED)}).replace("/", "\\/")
     answer = site.client.post("/v1/videos", content=body, headers={"Content-Type": "application/json"})

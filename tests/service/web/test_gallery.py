@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from contract import PARAMETERS
+from contract.media import MEDIA
 from tests.service.fake_triton import FakeTriton
 from tests.service.running import gateway, settings_for, wait_for, worker
 from tests.service.web.test_page import CHROMIUM, browser, pytestmark  # noqa: F401
@@ -138,6 +139,7 @@ def test_chinese_is_taken_from_the_browser_or_chosen(browser, site):  # noqa: F8
 
 def test_every_label_of_a_parameter_has_a_chinese_word():
     words = WORDS.read_text(encoding="utf-8")
+    assert [m.name for m in MEDIA if any(f'"{said}": ' not in words for said in (m.label, m.help))] == []
     assert [p.label for p in PARAMETERS if f'"{p.label}": ' not in words] == []
 
 

@@ -2,17 +2,21 @@
 
 import asyncio
 import contextlib
+import io
 import time
 
+import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from service.errors import GenerationFailed
 from service.storage import Storage
 from service.store import JobStore
 from service.worker import health, run_directories, status
+from tests.service import pictures
 from tests.service.fake_triton import FakeTriton
-from tests.service.running import over, settings_for, submit, until, worker
+from tests.service.running import gateway, over, settings_for, submit, until, worker
 
 
 @pytest.fixture
@@ -106,6 +110,29 @@ def test_a_canary_whose_frames_differ_or_are_all_alike_does_not_pass(settings, s
     with pytest.raises(GenerationFailed, match="all values of the frames are 7"):
         health.check_frames(np.full((2, 4, 4, 3), 7, np.uint8))
     health.check_frames(np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3))
+
+
+def test_a_canary_carries_the_pictures_that_the_model_needs(tmp_path):
+    settings = pictures.settings_with_media(tmp_path, "image", needs=("image",))
+    triton, files = FakeTriton(settings.runs), Storage(settings.storage)
+    run = run_directories.Run(settings.runs, "canary-1")
+    asyncio.run(health.canary(triton, files, run, None, settings.card))
+    picture = Image.open(io.BytesIO(triton.media["canary-1"]["image"]))
+    assert picture.size == (settings.card.defaults.width, settings.card.defaults.height)
+    store = JobStore.from_settings(settings)
+    with gateway(settings) as url, worker(settings):
+        body = {"prompt": "x", "steps": 1, "size": "32x32", "num_frames": 5}
+        made = httpx.post(f"{url}/v1/videos", data=body, files={"image": pictures.picture()}).json()
+        known = over(store, made["id"])
+    assert store.canary("another").id == known.id
+    asyncio.run(health.canary(triton, files, run, known, settings.card))
+    assert triton.media["canary-1"]["image"] == b"".join(files.read(known.request["media"]["image"]["key"], 0, 10**6))
+    files.delete_job(known.id)
+    asyncio.run(health.canary(triton, files, run, known, settings.card))  # its picture is gone: one of its own instead
+    store.close()
+    others = JobStore.from_settings(settings.model_copy(update={"model_name": "another"}))
+    assert others.canary("another") is None  # a job of one model proves nothing of a worker of the other
+    others.close()
 
 
 def test_pauses_between_proofs_grow_and_one_success_ends_them(settings, store, monkeypatch):
