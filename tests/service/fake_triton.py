@@ -67,7 +67,7 @@ class FakeTriton:
         frames = np.full(
             (request["num_frames"], request["height"], request["width"], 3), request["seed"] % 256, np.uint8
         )
-        frames[:, 0] = 255  # a healthy device draws no frames that are all alike
+        frames[:, 0] = 255 - request["seed"] % 256  # a healthy device draws no frames that are all alike
         seconds = {"text_encoder": 0.01, "denoise": steps * self.step_seconds, "vae_decoder": 0.01}
         info = {"seed": request["seed"], "steps": steps, "steps_computed": steps - (resumed or 0), "steps_skipped": 0,
                 "resumed_from": resumed, "fps": 16, "seconds": seconds}  # fmt: skip

@@ -107,6 +107,7 @@ def worker_process(settings, triton_url, **more):
     environment = os.environ | {
         "WAN_STATE_DIR": str(settings.state_dir), "WAN_RUN_DIR": str(settings.runs), "WAN_TRITON_URL": triton_url,
         "WAN_DRAIN_SECONDS": "0", "WAN_MODEL_CARD": str(settings.model_card), "OMP_NUM_THREADS": "1",
+        "WAN_MODEL_NAME": settings.model_name,
     } | more  # fmt: skip
     with subprocess.Popen([sys.executable, "-m", "service.worker"], cwd=ROOT, env=environment) as process:
         try:

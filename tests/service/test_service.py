@@ -30,6 +30,7 @@ def site(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WAN_API_KEYS_FILE", str(folder / "keys.json"))
         patch.setenv("WAN_WRONG_KEYS_PER_MINUTE", "1000")
+        patch.setenv("WAN_MODEL_NAME", settings.model_name)
         with gateway_process(folder, CARD) as (url, process), worker(settings, FakeTriton(settings.runs)):
             yield url, process
 
@@ -108,7 +109,7 @@ def test_probes_metrics_page_and_descriptions_need_none(site, path):
         (b"", "application/json", 400, "body"),
         (b"{", "application/json", 400, "body"),
         (b"[1]", "application/json", 400, "body"),
-        (b"--x\r\nbroken", FORM, 400, "prompt"),
+        (b"--x\r\nbroken", FORM, 400, "body"),
         (b"\x00\xff", FORM, 400, "body"),
         (b"data", "multipart/form-data", 400, "body"),
         (b"prompt", "text/plain", 415, "Content-Type"),

@@ -208,8 +208,9 @@ def test_many_sweepers_take_a_lost_job_back_once(store, clock):
     for _ in range(3):
         clock.advance(7)
         together(*[store.sweep] * 4, *[lambda: store.lease("w")] * 4)
-    found = [(job.status, job.attempts, job.fence) for job in store.page(None, limit=50)[0]]
-    assert found == [("queued", 0, 1)] * 20
+    # one may be leased again as soon as it was taken back; then both numbers are larger by one
+    found = [(job.losses, job.fence - job.attempts) for job in store.page(None, limit=50)[0]]
+    assert found == [(1, 1)] * 20
     assert_counts_match_rows(store)
 
 
