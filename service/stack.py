@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -207,7 +208,10 @@ class Stack:
         try:
             if httpx.get(f"{self.url}/readyz", timeout=2).status_code != 200:
                 return False
-            return 'wan_workers{state="idle"} 0' not in httpx.get(f"{self.url}/metrics", timeout=5).text
+            idle = re.search(
+                r'^wan_workers\{.*state="idle"\} (\d+)$', httpx.get(f"{self.url}/metrics", timeout=5).text, re.M
+            )
+            return idle is not None and idle[1] != "0"
         except httpx.HTTPError:
             return False
 

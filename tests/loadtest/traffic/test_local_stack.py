@@ -35,7 +35,7 @@ def test_every_worker_serves_until_told_to_stop(repository, port):
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert said == f"serving at http://127.0.0.1:{port} with 2 workers\n"
-    assert 'wan_workers{state="idle"} 2\n' in metrics
+    assert 'wan_workers{model="wan",state="idle"} 2\n' in metrics
     assert len(children) >= 6  # gateway and its worker, guard and tritonserver, two workers
     assert psutil.wait_procs(children, timeout=10)[1] == []
     assert set(local_stack.FOLDER.glob("state-*")) == before
