@@ -14,10 +14,10 @@ from pathlib import Path
 from contract.errors import InvalidCard
 from contract.geometry import Geometry
 from contract.parameters import PARAMETERS, Defaults, GenerationRequest, Parameter
-from contract.variants import BY_NAME
+from contract.variants import BY_NAME, Variant
 
 KEYS = ("variant", "geometry", "defaults")
-MODEL_KEYS = ("teacache", "magcache", "vae")  # of wan.json, for wan.checkpoint
+MODEL_KEYS = ("teacache", "magcache", "vae", "boundary")  # of wan.json, for wan.checkpoint
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class ModelCard:
         if name not in BY_NAME:
             raise InvalidCard(f"{source}: variant is {name!r}; allowed: {', '.join(BY_NAME)}")
         defaults = Defaults.from_dict(values.get("defaults", {}), f"{source}: defaults", BY_NAME[name].defaults)
+        if foreign := [n for n in sorted(BY_NAME[name].unused) if getattr(defaults, n) is not None]:
+            raise InvalidCard(f"{source}: defaults: {foreign[0]} means nothing to the variant {name}; leave it out")
         return cls(name, _geometry(values.get("geometry", {}), source), defaults)
 
     @classmethod
@@ -51,9 +53,13 @@ class ModelCard:
     def to_dict(self) -> dict:
         return asdict(self)
 
+    @property
+    def row(self) -> Variant:
+        return BY_NAME[self.variant]
+
     def request(self, **given) -> GenerationRequest:
         """The validated request of this model; see `GenerationRequest.create`."""
-        return GenerationRequest.create(self.defaults, self.geometry, **given)
+        return GenerationRequest.create(self.defaults, self.geometry, self.row.unused, **given)
 
     def describe(self, parameter: Parameter) -> dict:
         """One parameter for clients that draw forms: bounds, default and words."""
@@ -63,8 +69,8 @@ class ModelCard:
         return parameter.rule.schema(self.geometry) | about
 
     def limits(self) -> dict[str, dict]:
-        """`describe` of every parameter, by name, in the order of a form."""
-        return {p.name: self.describe(p) for p in PARAMETERS}
+        """`describe` of every parameter of the variant, by name, in the order of a form."""
+        return {p.name: self.describe(p) for p in PARAMETERS if p.name not in self.row.unused}
 
 
 def _geometry(values: dict, source: str) -> Geometry:

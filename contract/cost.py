@@ -17,7 +17,7 @@ from pathlib import Path
 
 from contract.errors import InvalidCard
 from contract.geometry import Geometry
-from contract.parameters import PARAMETERS, guided_steps, may_skip
+from contract.parameters import BY_NAME, PARAMETERS, guided_steps, may_skip
 
 PRICED = tuple(p.name for p in PARAMETERS if p.priced)
 Size = tuple[int, int, int]  # width, height, frames
@@ -39,6 +39,8 @@ class CostModel:
     per_skipped_step: float = 0.0
     per_skipped_token: float = 0.0
     skipped_per_threshold: float = 1.5  # where plans knows nothing of the cache
+    first_expert: float = 0.5  # share of the steps, where `switches` knows nothing
+    switches: dict[int, int] = field(default_factory=dict)  # steps -> those of the first of two experts
     plans: Plans = field(default_factory=dict)
 
     def step(self, tokens: int, branches: int, computed: bool) -> float:
@@ -61,13 +63,22 @@ class CostModel:
 
     def predict(self, request: Mapping, geometry: Geometry) -> float:
         """Seconds of a complete request, of which only the priced parameters are read."""
-        width, height, frames, steps, scale, end, cache, threshold, *skip = (request[name] for name in PRICED)
-        guided = guided_steps(steps, scale, end)
+        values = (request.get(name) if BY_NAME[name].default is None else request[name] for name in PRICED)
+        width, height, frames, steps, scale, second_scale, end, cache, threshold, *skip = values
+        first = steps if second_scale is None else self.first_steps(steps)
+        guided = [guided_steps(steps, scale if i < first else second_scale, end) for i in range(steps)]
         plan = [
-            (computed or not may_skip(i, steps, *skip), 2 if i < guided else 1)
+            (computed or not may_skip(i, steps, *skip), 2 if i < guided[i] else 1)
             for i, computed in enumerate(self.plan(steps, cache, threshold))
         ]
         return self.seconds((width, height, frames), plan, geometry)
+
+    def first_steps(self, steps: int) -> int:
+        """How many steps the first of two experts takes, after the nearest number of steps that is known."""
+        if not self.switches:
+            return round(self.first_expert * steps)
+        nearest = min(self.switches, key=lambda count: abs(count - steps))
+        return round(self.switches[nearest] * steps / nearest)
 
     def plan(self, steps: int, cache: str, threshold: float) -> list[bool]:
         """Which steps are computed: exact for the numbers of steps in `plans`, else after the nearest one."""
@@ -90,7 +101,8 @@ class CostModel:
             needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
             known = {f.name: values[f.name] for f in fields(cls) if f.name in needed or f.name in values}
             plans = _plans(known.pop("plans", {}))
-            return cls(**{name: float(value) for name, value in known.items()}, plans=plans)
+            switches = {int(steps): int(first) for steps, first in known.pop("switches", {}).items()}
+            return cls(**{name: float(value) for name, value in known.items()}, plans=plans, switches=switches)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             names = ", ".join(f.name for f in fields(cls))
             raise InvalidCard(

@@ -38,7 +38,8 @@ class Sizes:
 class Variant:
     """One row. `sizes` is None for the row that any other size of the same structure falls to.
 
-    `missing` says what this package lacks to serve it; empty: served.
+    `missing` says what this package lacks to serve it; empty: served. `boundary`: share of the timesteps from which on the
+    first of two experts answers. `unused`: parameters that mean nothing to it.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Variant:
     experts: int = 1
     defaults: Defaults = field(default_factory=Defaults)
     missing: str = ""
+    boundary: float | None = None
+    unused: frozenset[str] = frozenset({"guidance_scale_2"})
 
     def fits(self, structure: Structure) -> bool:
         if self.sizes and (self.sizes.dim, self.sizes.num_layers) != (structure.dim, structure.num_layers):
@@ -65,6 +68,11 @@ _14B = Sizes(dim=5120, num_layers=40, num_heads=40, ffn_dim=13824)
 _5B = Sizes(dim=3072, num_layers=30, num_heads=24, ffn_dim=14336)
 _IMAGE = frozenset({"img_emb"})
 
+# Wan-Video/Wan2.2, wan/configs: the pair of guidance scales there is (low noise, high noise)
+_T2V_A14B = Defaults(steps=40, flow_shift=12.0, guidance_scale=4.0, guidance_scale_2=3.0)
+_I2V_A14B = Defaults(steps=40, flow_shift=5.0, guidance_scale=3.5, guidance_scale_2=3.5)
+_TWO = {"experts": 2, "unused": frozenset()}
+
 # Of two rows that fit, the first is taken unless a manifest or wan.json names the other.
 VARIANTS = (
     Variant("t2v-1.3b", "Wan2.1 T2V 1.3B", _1_3B, defaults=Defaults(guidance_scale=6.0, flow_shift=8.0)),
@@ -75,8 +83,18 @@ VARIANTS = (
         "flf2v", "first and last frame", None, 16, 20, _IMAGE | {"emb_pos"}, missing="conditioning on two pictures"
     ),
     Variant("i2v-2.2", "image-to-video without CLIP", None, 16, 20, missing="conditioning on a picture"),
-    Variant("t2v-a14b", "Wan2.2 A14B text-to-video", None, experts=2, missing="two experts"),
-    Variant("i2v-a14b", "Wan2.2 A14B image-to-video", None, 16, 20, experts=2, missing="two experts"),
+    Variant("t2v-a14b", "Wan2.2 A14B text-to-video", None, defaults=_T2V_A14B, boundary=0.875, **_TWO),
+    Variant(
+        "i2v-a14b",
+        "Wan2.2 A14B image-to-video",
+        None,
+        16,
+        20,
+        defaults=_I2V_A14B,
+        boundary=0.9,
+        missing="conditioning on a picture",
+        **_TWO,
+    ),
     Variant("ti2v-5b", "Wan2.2 TI2V", None, 48, missing="the Wan 2.2 VAE"),
     Variant("vace", "VACE", None, 16, parts=frozenset({"vace_blocks"}), missing="VACE context blocks"),
 )

@@ -21,6 +21,7 @@ CODE = (
     "wan/vae.py",
     "wan/text.py",
     "wan/checkpoint.py",
+    "wan/structure.py",
     "wan/keys.py",
     "wan/config.py",
     "stages/*_runtime.py",

@@ -56,14 +56,15 @@ class DenoiseStage:
         self._warm_up()
 
     def _warm_up(self) -> None:
-        """One step of each size, with and without guidance: kernels are chosen, and compiled, by shape."""
+        """One step of each size by each expert, with and without guidance: kernels are chosen, and compiled, by shape."""
         defaults, context = self._card.defaults, torch.zeros(self._text["length"], self._text["dim"])
         default = (defaults.width, defaults.height, defaults.num_frames)
         for width, height, frames in self._settings.warm_sizes or (default,):
             size = {"width": width, "height": height, "num_frames": frames}
             request = self._card.request(prompt="warm up", seed=0, steps=1, **size, **LOSSLESS)
             for each in {request, request.unguided()}:
-                self._denoiser.run(Conditioning(context, context), each)
+                for schedule in self._denoiser.single_steps():
+                    self._denoiser.run(Conditioning(context, context), each, schedule=schedule)
 
     def handle(self, request) -> dict[str, np.ndarray | torch.Tensor]:
         with on_device(self._device):
@@ -107,7 +108,7 @@ class DenoiseStage:
         what = "the REQUEST of the tokenizer model"
         values = json_object("REQUEST", text, what)
         try:
-            resolved = {name: values[name] for name in NAMES}
+            resolved = {name: values[name] for name in NAMES if name not in self._card.row.unused}
             generation = self._card.request(**resolved)
             tokenized_at = float(values["tokenized_at"])
             (generation.prompt + generation.negative_prompt).encode()  # JSON can escape half a surrogate pair

@@ -24,10 +24,10 @@ from tiny.train_text import ARCHITECTURE as TEXT
 from tiny.train_text import tokenize
 from tiny.train_vae import ARCHITECTURE as VAE
 from tiny.train_vae import LATENTS_FILE
-from wan.checkpoint import build_umt5
 from wan.config import DiTConfig, TextConfig, VAEConfig
 from wan.dit import WanDiT
 from wan.samplers import shifted
+from wan.structure import build_umt5
 from wan.text import TEXT_LENGTH
 from wan.vae import FeatureCache, WanVAE
 

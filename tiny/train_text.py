@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tiny.scenes import BACKGROUNDS, CHINESE, COLORS, DIRECTIONS, ENGLISH, SCENES, SHAPES, TRAINING, Scene
-from wan.checkpoint import build_umt5
 from wan.config import TextConfig
+from wan.structure import build_umt5
 from wan.text import clean_prompt
 
 ARCHITECTURE: dict[str, Any] = dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4)

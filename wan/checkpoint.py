@@ -24,14 +24,18 @@ from wan.config import VAE21_MEAN, VAE21_STD, DiTConfig, TextConfig, VAEConfig, 
 from wan.dit import WanDiT
 from wan.errors import CheckpointError, UnsupportedCheckpoint
 from wan.magcache import MagCacheModel
+from wan.structure import build_umt5, text_config, vae_config
 from wan.teacache import StepCache, TeaCacheModel
 from wan.tensor_files import TensorFiles
-from wan.text import TextEncoder, Tokenizer
+from wan.text import TextEncoder
 from wan.vae import WanVAE
 
 # Kept in float32 whatever the dtype asked for: the reference runs them so, and they are a thousandth of the weights.
 FLOAT32_PARTS = re.compile(r"(^|\.)(time_embedding|time_projection|modulation|norm3|head|weight_scale)(\.|$)")
-SETTINGS_FILE = "wan.json"
+SETTINGS_FILE, INDEX_FILE = "wan.json", "model_index.json"
+EXPERT_FOLDERS = ("high_noise_model", "low_noise_model")
+# entry of wan.json -> its model and the published one of (variant, expert)
+CACHES = {"teacache": (TeaCacheModel, teacache.official), "magcache": (MagCacheModel, magcache.official)}
 
 
 def _read_json(path: Path) -> dict:
@@ -99,6 +103,19 @@ def structure(tensors: TensorFiles, experts: int = 1) -> Structure:
     )
 
 
+def check_alike(first: TensorFiles, second: TensorFiles) -> None:
+    """Raises CheckpointError for two experts of which one has a tensor that the other lacks or has in another shape."""
+    kept = (".weight", ".bias", "modulation", "emb_pos")  # not the scales of FP8 weights
+    shapes = [{name: t.shape(name) for name in t.names if name.endswith(kept)} for t in (first, second)]
+    for name in sorted({*shapes[0], *shapes[1]}):
+        here, there = (list(each.get(name, ())) or "absent" for each in shapes)
+        if here != there:
+            raise CheckpointError(
+                f"{first.files[0].parent} and {second.files[0].parent} are not experts of one model: tensor {name} is "
+                f"{here} in the first and {there} in the second"
+            )
+
+
 def _out_channels(tensors: TensorFiles) -> int:
     return tensors.shape("head.head.weight")[0] // prod(tensors.shape("patch_embedding.weight")[2:])
 
@@ -140,50 +157,11 @@ def dit_config(tensors: TensorFiles, num_heads: int | None = None) -> DiTConfig:
     )
 
 
-def vae_config(tensors: TensorFiles, latents_mean=VAE21_MEAN, latents_std=VAE21_STD) -> VAEConfig:
-    dim, channels = tensors.shape("encoder.conv1.weight")[:2]
-    if channels != 3:
-        raise UnsupportedCheckpoint(
-            f"{tensors.files[0]}: this is the Wan 2.2 VAE ({channels} input channels); only 2.1 is served"
-        )
-    blocks = (tensors.count(r"decoder\.upsamples\.(\d+)\.") - 3) // 4 - 1  # 4 levels of n + 1 blocks, 3 upsamplers
-    return VAEConfig(
-        dim=dim,
-        z_dim=tensors.shape("conv2.weight")[0],
-        num_res_blocks=blocks,
-        latents_mean=tuple(latents_mean),
-        latents_std=tuple(latents_std),
-    )
-
-
-def text_config(tensors: TensorFiles) -> TextConfig:
-    vocab_size, d_model = tensors.shape("shared.weight")
-    first = "encoder.block.0.layer."
-    buckets, heads = tensors.shape(first + "0.SelfAttention.relative_attention_bias.weight")
-    return TextConfig(
-        vocab_size=vocab_size,
-        d_model=d_model,
-        d_kv=tensors.shape(first + "0.SelfAttention.q.weight")[0] // heads,
-        d_ff=tensors.shape(first + "1.DenseReluDense.wi_0.weight")[0],
-        num_layers=tensors.count(r"encoder\.block\.(\d+)\."),
-        num_heads=heads,
-        relative_attention_num_buckets=buckets,
-    )
-
-
-def build_umt5(config: TextConfig) -> nn.Module:
-    """The transformers module for `config`."""
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    settings = UMT5Config(**vars(config), feed_forward_proj="gated-gelu", dropout_rate=0.0, tie_word_embeddings=False)
-    return UMT5EncoderModel(settings)
-
-
 class Checkpoint(ABC):
     """A checkpoint on disk. `root` holds the components; `settings` are those of its optional wan.json.
 
     wan.json: what `contract.card` reads, and {"teacache": {"coefficients": [...], "retention": false}, "magcache": {"ratios":
-    [...]}}, which `python -m wan.calibrate` writes.
+    [...]}}, which `python -m wan.calibrate` writes; a list of them for two experts, whose "boundary" it may say too.
     """
 
     grid: str  # which sigma grid the layout's reference implementation uses
@@ -200,19 +178,29 @@ class Checkpoint(ABC):
             raise CheckpointError(f"checkpoint {root} is not a directory")
         if any((root / part).is_dir() for part in ("transformer", "vae", "text_encoder")):
             return DiffusersCheckpoint(root)
-        if (root / "high_noise_model").is_dir():
-            raise UnsupportedCheckpoint(
-                f"{root}: this is a Wan 2.2 model of two experts; only single-DiT models are served"
-            )
-        if list(root.glob("*.safetensors")) or list(root.glob("*.pth")):
+        if (
+            any((root / folder).is_dir() for folder in EXPERT_FOLDERS)
+            or list(root.glob("*.safetensors"))
+            or list(root.glob("*.pth"))
+        ):
             return OfficialCheckpoint(root)
         raise CheckpointError(
             f"{root}: no Wan checkpoint here. Expected the Diffusers layout (transformer/, vae/, text_encoder/) "
             "or the official one (diffusion_pytorch_model*.safetensors, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth)"
         )
 
+    @property
     @abstractmethod
-    def dit_tensors(self) -> TensorFiles: ...
+    def dit_folders(self) -> tuple[str, ...]:
+        """Under `root`, where each expert's DiT lies; that of the highest noise first."""
+
+    @abstractmethod
+    def dit_tensors(self, expert: int = 0) -> TensorFiles: ...
+
+    @property
+    def boundary(self) -> float | None:
+        """Share of the timesteps from which on the first of two experts answers; None for a single DiT."""
+        return self.settings.get("boundary", self.variant.boundary)
 
     @abstractmethod
     def vae_tensors(self) -> TensorFiles: ...
@@ -236,7 +224,10 @@ class Checkpoint(ABC):
     @cached_property
     def variant(self) -> Variant:
         """The row of the family: the one that wan.json names, else the first that fits. Raises UnsupportedCheckpoint."""
-        return served_variant(self.dit_tensors(), self.settings.get("variant"))
+        tensors = [self.dit_tensors(expert) for expert in range(len(self.dit_folders))]
+        for other in tensors[1:]:
+            check_alike(tensors[0], other)
+        return served_variant(tensors[0], self.settings.get("variant"), len(tensors))
 
     @cached_property
     def card(self) -> ModelCard:
@@ -253,28 +244,25 @@ class Checkpoint(ABC):
             raise CheckpointError(str(error)) from None
 
     @property
-    def teacache(self) -> TeaCacheModel | None:
-        """The TeaCache polynomial: wan.json, else the official one; None if neither knows this model."""
-        if "teacache" in self.settings:
-            return TeaCacheModel(**self.settings["teacache"])
-        return teacache.official(self.variant.name)
+    def caches(self) -> tuple[dict[str, StepCache], ...]:
+        """For each expert the step caches it is calibrated for, by name: as wan.json says, else as published."""
+        found: tuple[dict[str, StepCache], ...] = tuple({} for _ in self.dit_folders)
+        for name, (model, official) in CACHES.items():
+            said = self.settings.get(name)
+            entries = said if isinstance(said, list) else [said] * (said is not None)
+            if entries and len(entries) != len(found):
+                raise CheckpointError(
+                    f"{self.root / SETTINGS_FILE}: {name} has {len(entries)} entries; allowed: {len(found)}, one for each DiT"
+                )
+            for expert, known in enumerate(found):
+                cache = model(**entries[expert]) if entries else official(self.variant.name, expert=expert)
+                if cache is not None:
+                    known[name] = cache
+        return found
 
-    @property
-    def magcache(self) -> MagCacheModel | None:
-        """The MagCache ratios: wan.json, else the published ones; None if neither knows this model."""
-        if "magcache" in self.settings:
-            return MagCacheModel(**self.settings["magcache"])
-        return magcache.official(self.variant.name)
-
-    @property
-    def caches(self) -> dict[str, StepCache]:
-        """The step caches that this checkpoint is calibrated for, by name."""
-        known = {"teacache": self.teacache, "magcache": self.magcache}
-        return {name: model for name, model in known.items() if model is not None}
-
-    def load_dit(self, device=None, dtype: torch.dtype | None = None) -> WanDiT:
-        """The DiT, whose files may hold FP8 layers (`X.weight` E4M3, `X.weight_scale` [out, 1]) beside ordinary ones."""
-        _, tensors = self.variant, self.dit_tensors()
+    def load_dit(self, device=None, dtype: torch.dtype | None = None, expert: int = 0) -> WanDiT:
+        """The DiT of an expert, whose files may hold FP8 layers (`X.weight` E4M3, `X.weight_scale` [out, 1]) beside ordinary ones."""
+        _, tensors = self.variant, self.dit_tensors(expert)
         with torch.device("meta"):
             module = WanDiT(self.dit_config())
         suffix = "." + fp8.SCALE_SUFFIX
@@ -311,8 +299,24 @@ class DiffusersCheckpoint(Checkpoint):
             raise CheckpointError(f"{self.root} has no {name}/")
         return TensorFiles(_shards(directory, stem), rename)
 
-    def dit_tensors(self) -> TensorFiles:
-        return self._component("transformer", "diffusion_pytorch_model", keys.dit_from_diffusers)
+    @property
+    def dit_folders(self) -> tuple[str, ...]:
+        # In Diffusers, the second one is for low noise. VideoX-Fun means the other by this name, in files of official layout.
+        second = (self.root / "transformer_2").is_dir()
+        return ("transformer", "transformer_2") if second else ("transformer",)
+
+    @property
+    def boundary(self) -> float | None:
+        stored = _read_json(self.root / INDEX_FILE).get("boundary_ratio")
+        found = self.settings.get("boundary", stored)
+        if found is None and len(self.dit_folders) > 1:
+            raise CheckpointError(
+                f"{self.root / INDEX_FILE}: boundary_ratio is missing; it says when transformer_2 takes over"
+            )
+        return found
+
+    def dit_tensors(self, expert: int = 0) -> TensorFiles:
+        return self._component(self.dit_folders[expert], "diffusion_pytorch_model", keys.dit_from_diffusers)
 
     def vae_tensors(self) -> TensorFiles:
         blocks = _read_json(self.root / "vae" / "config.json").get("num_res_blocks", 2)
@@ -346,8 +350,13 @@ class OfficialCheckpoint(Checkpoint):
             raise CheckpointError(f"{self.root}: expected one {what} file {pattern}, found {found}")
         return files
 
-    def dit_tensors(self) -> TensorFiles:
-        return TensorFiles(_shards(self.root, "diffusion_pytorch_model"))
+    @property
+    def dit_folders(self) -> tuple[str, ...]:
+        two = any((self.root / folder).is_dir() for folder in EXPERT_FOLDERS)
+        return EXPERT_FOLDERS if two else ("",)
+
+    def dit_tensors(self, expert: int = 0) -> TensorFiles:
+        return TensorFiles(_shards(self.root / self.dit_folders[expert], "diffusion_pytorch_model"))
 
     def vae_tensors(self) -> TensorFiles:
         return TensorFiles(self._single("*VAE*.pth", "VAE"))
@@ -360,7 +369,8 @@ class OfficialCheckpoint(Checkpoint):
         return self.root / "google" / "umt5-xxl"
 
     def dit_config(self) -> DiTConfig:
-        return dit_config(self.dit_tensors(), _read_json(self.root / "config.json").get("num_heads"))
+        stored = _read_json(self.root / self.dit_folders[0] / "config.json")
+        return dit_config(self.dit_tensors(), stored.get("num_heads"))
 
     def vae_config(self) -> VAEConfig:
         return vae_config(self.vae_tensors(), **self.settings.get("vae", {}))
@@ -378,23 +388,3 @@ def _shards(directory: Path, stem: str) -> list[Path]:
     if not single.is_file():
         raise CheckpointError(f"{directory}: neither {single.name} nor {index.name} is there")
     return [single]
-
-
-def load_dit(path: str | Path, device=None, dtype: torch.dtype | None = None) -> WanDiT:
-    """Load the DiT of the checkpoint at `path`, in either layout; float32 on the CPU unless told otherwise."""
-    return Checkpoint.open(path).load_dit(device, dtype)
-
-
-def load_vae(path: str | Path, device=None, dtype: torch.dtype | None = None) -> WanVAE:
-    """Load the VAE of the checkpoint at `path`, in either layout."""
-    return Checkpoint.open(path).load_vae(device, dtype)
-
-
-def load_text_encoder(path: str | Path, device=None, dtype: torch.dtype | None = None) -> TextEncoder:
-    """Load the text encoder of the checkpoint at `path`, in either layout."""
-    return Checkpoint.open(path).load_text_encoder(device, dtype)
-
-
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load the tokenizer of the checkpoint at `path`, in either layout."""
-    return Tokenizer(Checkpoint.open(path).tokenizer_directory)

@@ -5,10 +5,12 @@ computed from an expert's weights (time embeddings, keys and values, cached resi
 active; the solver's state runs through all of them.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from wan.teacache import StepCache
 
 # Above this many tokens one forward fills the machine and two branches at once only cost memory.
 MAX_BATCHED_TOKENS = 8192
+GUIDANCE = ("guidance_scale", "guidance_scale_2")  # the parameter that holds each expert's guidance scale
 MAX_MEMORY_SHARE = 0.5  # of what is free, for the activations of a batch
 
 
@@ -48,7 +51,7 @@ class Expert:
     dit: WanDiT
     caches: Mapping[str, StepCache] = field(default_factory=dict)
     lowest_timestep: float = 0.0
-    guidance: str = "guidance_scale"
+    guidance: str = GUIDANCE[0]
 
 
 @dataclass(frozen=True)
@@ -189,21 +192,25 @@ class Denoiser:
     def schedule(self, request: GenerationRequest) -> Schedule:
         return samplers.schedule(request.sampler, request.steps, request.flow_shift, self.grid)
 
+    def single_steps(self) -> list[Schedule]:
+        """For each expert a schedule of one step that it answers, from just above its lowest timestep."""
+        return [Schedule.of(((expert.lowest_timestep + 1) / 1000,), False) for expert in self.experts]
+
     @torch.inference_mode()
     def plan(self, request: GenerationRequest, schedule: Schedule | None = None) -> Plan:
         """What each step will do, known before the first; InvalidRequest if an expert has no such cache."""
-        timesteps = (schedule or self.schedule(request)).timesteps
-        chosen = [self._expert_at(t) for t in timesteps]
-        computed: list[bool] = []
-        for index, expert in enumerate(self.experts):
-            computed += _computed(expert, [t for t, c in zip(timesteps, chosen) if c == index], request)
-        steps, span = len(timesteps), (request.cache_start, request.cache_end)
+        each = self.timesteps(schedule or self.schedule(request))
+        chosen = [index for index, own in enumerate(each) for _ in own]
+        computed = [c for expert, own in zip(self.experts, each, strict=True) for c in _computed(expert, own, request)]
+        steps, span = len(chosen), (request.cache_start, request.cache_end)
         computed = [c or not may_skip(i, steps, *span) for i, c in enumerate(computed)]
-        guided = guided_steps(steps, request.guidance_scale, request.guidance_end)
-        return tuple(Step(e, c, 2 if i < guided else 1) for i, (e, c) in enumerate(zip(chosen, computed, strict=True)))
+        guided = [guided_steps(steps, getattr(request, e.guidance), request.guidance_end) for e in self.experts]
+        return tuple(Step(e, c, 1 + (i < guided[e])) for i, (e, c) in enumerate(zip(chosen, computed, strict=True)))
 
-    def _expert_at(self, timestep: float) -> int:
-        return next(i for i, expert in enumerate(self.experts) if timestep >= expert.lowest_timestep)
+    def timesteps(self, schedule: Schedule) -> list[list[float]]:
+        """Those of each expert. They fall, so that one expert's steps follow another's."""
+        above = [math.inf, *(expert.lowest_timestep for expert in self.experts)]
+        return [[t for t in schedule.timesteps if low <= t < high] for high, low in pairwise(above)]
 
     @torch.inference_mode()
     def run(

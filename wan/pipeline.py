@@ -13,7 +13,7 @@ from contract.card import ModelCard
 from contract.geometry import Geometry
 from contract.parameters import GenerationRequest
 from wan.checkpoint import Checkpoint
-from wan.denoise import Conditioning, DenoiseInfo, Denoiser, Expert, Progress, Resume
+from wan.denoise import GUIDANCE, Conditioning, DenoiseInfo, Denoiser, Expert, Progress, Resume
 from wan.dit import WanDiT
 from wan.optimize import Options, optimized
 from wan.text import TextEncoder, Tokenizer
@@ -41,8 +41,10 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def denoiser(checkpoint: Checkpoint, geometry: Geometry, dits: Sequence[WanDiT]) -> Denoiser:
-    """The experts of a checkpoint around DiTs that were loaded from it."""
-    return Denoiser(tuple(Expert(dit, checkpoint.caches) for dit in dits), geometry, checkpoint.grid)
+    """The experts of a checkpoint around DiTs that were loaded from it, in order."""
+    lowest = (0.0,) if len(dits) == 1 else (1000 * checkpoint.boundary, 0.0)
+    experts = [Expert(*each) for each in zip(dits, checkpoint.caches, lowest, GUIDANCE[: len(dits)], strict=True)]
+    return Denoiser(tuple(experts), geometry, checkpoint.grid)
 
 
 def load_denoiser(
@@ -53,8 +55,9 @@ def load_denoiser(
     options: Options | None = None,
 ) -> Denoiser:
     """Every expert of a checkpoint, FP8 packages included, computing as `options` say."""
-    dit = checkpoint.load_dit(device, dtype or default_dtype(device))
-    return denoiser(checkpoint, geometry, [optimized(dit, options or Options())])
+    dtype, options = dtype or default_dtype(device), options or Options()
+    dits = [optimized(checkpoint.load_dit(device, dtype, i), options) for i in range(len(checkpoint.dit_folders))]
+    return denoiser(checkpoint, geometry, dits)
 
 
 @dataclass
@@ -142,4 +145,6 @@ def describe(request: GenerationRequest, done: DenoiseInfo, fps: int, seconds: d
         "forwards": done.forwards,
         "resumed_from": done.resumed_from,
     }
+    if done.plan[-1].expert:
+        counts["first_expert_steps"] = sum(step.expert == 0 for step in done.plan)
     return parameters | counts | {"engine": done.engine, "fps": fps, "seconds": seconds}

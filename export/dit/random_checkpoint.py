@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from contract.variants import VARIANTS
 from export.dit.stream import Slot, write_safetensors
-from wan.checkpoint import build_umt5
 from wan.config import DiTConfig, TextConfig, VAEConfig
 from wan.dit import WanDiT
+from wan.structure import build_umt5
 from wan.vae import WanVAE
 
 MODELS = {row.name: DiTConfig(**asdict(row.sizes)) for row in VARIANTS if row.sizes and not row.missing}

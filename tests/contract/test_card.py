@@ -4,7 +4,7 @@ import pytest
 
 from contract import PARAMETERS, Geometry, ModelCard
 from contract.errors import InvalidCard, InvalidRequest
-from contract.variants import VARIANTS, Structure, recognise
+from contract.variants import BY_NAME, VARIANTS, Structure, recognise
 
 WAN22 = {"latent_channels": 48, "spatial_stride": 16}
 
@@ -44,7 +44,8 @@ def test_bounds_and_words_follow_the_geometry():
     assert limits["num_frames"]["allowed"] == "8n + 1, 1 to 257"
     with pytest.raises(InvalidRequest, match="height is 48; allowed: a multiple of 32, 32 to 2048"):
         wide.request(prompt="x", height=48)
-    assert set(limits) == {p.name for p in PARAMETERS}
+    assert set(limits) == {p.name for p in PARAMETERS} - BY_NAME["t2v"].unused
+    assert set(ModelCard("t2v-a14b").limits()) == {p.name for p in PARAMETERS}
 
 
 def test_every_row_is_found_by_its_own_structure():
