@@ -71,6 +71,7 @@ _IMAGE = frozenset({"img_emb"})
 # Wan-Video/Wan2.2, wan/configs: the pair of guidance scales there is (low noise, high noise)
 _T2V_A14B = Defaults(steps=40, flow_shift=12.0, guidance_scale=4.0, guidance_scale_2=3.0)
 _I2V_A14B = Defaults(steps=40, flow_shift=5.0, guidance_scale=3.5, guidance_scale_2=3.5)
+_TI2V_5B = Defaults(width=1280, height=704, num_frames=121, fps=24, steps=50, flow_shift=5.0, guidance_scale=5.0)
 _TWO = {"experts": 2, "unused": frozenset()}
 
 # Of two rows that fit, the first is taken unless a manifest or wan.json names the other.
@@ -95,7 +96,7 @@ VARIANTS = (
         missing="conditioning on a picture",
         **_TWO,
     ),
-    Variant("ti2v-5b", "Wan2.2 TI2V", None, 48, missing="the Wan 2.2 VAE"),
+    Variant("ti2v-5b", "Wan2.2 TI2V", None, 48, defaults=_TI2V_5B),
     Variant("vace", "VACE", None, 16, parts=frozenset({"vace_blocks"}), missing="VACE context blocks"),
 )
 BY_NAME = {variant.name: variant for variant in VARIANTS}

@@ -20,7 +20,7 @@ from contract.card import ModelCard
 from contract.errors import InvalidCard
 from contract.variants import BY_NAME, Structure, Variant, recognise
 from wan import fp8, keys, magcache, teacache
-from wan.config import VAE21_MEAN, VAE21_STD, DiTConfig, TextConfig, VAEConfig, geometry
+from wan.config import DiTConfig, TextConfig, VAEConfig, geometry
 from wan.dit import WanDiT
 from wan.errors import CheckpointError, UnsupportedCheckpoint
 from wan.magcache import MagCacheModel
@@ -29,6 +29,7 @@ from wan.teacache import StepCache, TeaCacheModel
 from wan.tensor_files import TensorFiles
 from wan.text import TextEncoder
 from wan.vae import WanVAE
+from wan.vae22 import build_vae
 
 # Kept in float32 whatever the dtype asked for: the reference runs them so, and they are a thousandth of the weights.
 FLOAT32_PARTS = re.compile(r"(^|\.)(time_embedding|time_projection|modulation|norm3|head|weight_scale)(\.|$)")
@@ -277,7 +278,7 @@ class Checkpoint(ABC):
     def load_vae(self, device=None, dtype=None) -> WanVAE:
         config = self.vae_config()
         with torch.device("meta"):
-            module = WanVAE(config)
+            module = build_vae(config)
         fill(module, self.vae_tensors(), device, dtype)
         return module.channels_last()
 
@@ -319,8 +320,9 @@ class DiffusersCheckpoint(Checkpoint):
         return self._component(self.dit_folders[expert], "diffusion_pytorch_model", keys.dit_from_diffusers)
 
     def vae_tensors(self) -> TensorFiles:
-        blocks = _read_json(self.root / "vae" / "config.json").get("num_res_blocks", 2)
-        return self._component("vae", "diffusion_pytorch_model", keys.vae_from_diffusers(blocks))
+        stored = _read_json(self.root / "vae" / "config.json")
+        rename = keys.vae_from_diffusers(stored.get("num_res_blocks", 2), stored.get("is_residual", False))
+        return self._component("vae", "diffusion_pytorch_model", rename)
 
     def text_tensors(self) -> TensorFiles:
         return self._component("text_encoder", "model")
@@ -335,9 +337,7 @@ class DiffusersCheckpoint(Checkpoint):
 
     def vae_config(self) -> VAEConfig:
         stored = _read_json(self.root / "vae" / "config.json")
-        return vae_config(
-            self.vae_tensors(), stored.get("latents_mean", VAE21_MEAN), stored.get("latents_std", VAE21_STD)
-        )
+        return vae_config(self.vae_tensors(), stored.get("latents_mean"), stored.get("latents_std"))
 
 
 class OfficialCheckpoint(Checkpoint):

@@ -2,24 +2,32 @@
 
 from torch import nn
 
-from wan.config import VAE21_MEAN, VAE21_STD, TextConfig, VAEConfig
+from wan.config import VAE21_MEAN, VAE21_STD, VAE22_MEAN, VAE22_STD, TextConfig, VAEConfig
 from wan.errors import UnsupportedCheckpoint
 from wan.tensor_files import TensorFiles
 
 
-def vae_config(tensors: TensorFiles, latents_mean=VAE21_MEAN, latents_std=VAE21_STD) -> VAEConfig:
+def vae_config(tensors: TensorFiles, latents_mean=None, latents_std=None) -> VAEConfig:
+    """Without statistics those of the generation, 2.1 or 2.2, that the tensors are of."""
     dim, channels = tensors.shape("encoder.conv1.weight")[:2]
-    if channels != 3:
+    if channels not in (3, 12):
         raise UnsupportedCheckpoint(
-            f"{tensors.files[0]}: this is the Wan 2.2 VAE ({channels} input channels); only 2.1 is served"
+            f"{tensors.files[0]}: a VAE of {channels} input channels; Wan 2.1 has 3 and Wan 2.2 has 12"
         )
-    blocks = (tensors.count(r"decoder\.upsamples\.(\d+)\.") - 3) // 4 - 1  # 4 levels of n + 1 blocks, 3 upsamplers
+    wan22 = channels == 12
+    mean, std = (VAE22_MEAN, VAE22_STD) if wan22 else (VAE21_MEAN, VAE21_STD)
+    if wan22:
+        blocks = tensors.count(r"encoder\.downsamples\.0\.downsamples\.(\d+)\.residual\.")
+    else:  # 4 levels of n + 1 blocks, 3 upsamplers
+        blocks = (tensors.count(r"decoder\.upsamples\.(\d+)\.") - 3) // 4 - 1
     return VAEConfig(
         dim=dim,
         z_dim=tensors.shape("conv2.weight")[0],
         num_res_blocks=blocks,
-        latents_mean=tuple(latents_mean),
-        latents_std=tuple(latents_std),
+        latents_mean=tuple(latents_mean or mean),
+        latents_std=tuple(latents_std or std),
+        decoder_dim=tensors.shape("decoder.conv1.weight")[0] // VAEConfig.dim_mult[-1],
+        patch=2 if wan22 else 1,
     )
 
 
