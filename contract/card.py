@@ -61,6 +61,17 @@ class ModelCard:
         """The validated request of this model; see `GenerationRequest.create`."""
         return GenerationRequest.create(self.defaults, self.geometry, self.row.unused, **given)
 
+    def warnings(self, request: GenerationRequest) -> list[str]:
+        """What a request asks for that the model was not trained for."""
+        trained, found = self.row.distilled_steps, []
+        if trained is None:
+            return found
+        if request.guided:
+            found.append("guidance: this model was distilled without it; a guidance scale other than 1 blurs the video")
+        if request.steps != trained:
+            found.append(f"steps is {request.steps}: this model was distilled to {trained}")
+        return found
+
     def describe(self, parameter: Parameter) -> dict:
         """One parameter for clients that draw forms: bounds, default and words."""
         about = {"label": parameter.label, "help": parameter.help, "group": parameter.group}

@@ -24,7 +24,7 @@ NEGATIVE_PROMPT = (
     "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"
     "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
-SAMPLERS = ("unipc", "euler", "dpm++")
+SAMPLERS = ("unipc", "euler", "dpm++", "renoise")
 CACHES = ("teacache", "magcache")
 
 
@@ -102,7 +102,10 @@ class _Sampling:
     flow_shift: float = _parameter(
         Number(0.1, 30), 5.0, label="Flow shift", help="Sigma shift.", aliases=("sigma_shift", "sample_shift")
     )
-    sampler: str = _parameter(Choice(SAMPLERS), "unipc", label="Sampler")
+    sampler: str = _parameter(
+        Choice(SAMPLERS), "unipc", label="Sampler",
+        help="Sampler; renoise, which draws fresh noise at each step, is for models distilled to few steps.",
+    )  # fmt: skip
     cache: str = _parameter(
         Choice(CACHES), "teacache", label="Step cache", priced=True,
         help="The rule by which steps are skipped, if cache_threshold is above 0.",

@@ -101,7 +101,7 @@ class DenoiseStage:
         finally:
             seconds = time.monotonic() - began
             self._metrics.ended(seconds, success)
-        return latents, describe(generation, steps, self._card.defaults.fps, {"denoise": round(seconds, 4)})
+        return latents, describe(self._card, generation, steps, {"denoise": round(seconds, 4)})
 
     def _generation(self, text: str) -> tuple[GenerationRequest, float]:
         """The request that the tokenizer resolved, and when it did (monotonic seconds)."""

@@ -24,7 +24,7 @@ from wan.config import DiTConfig, TextConfig, VAEConfig, geometry
 from wan.dit import WanDiT
 from wan.errors import CheckpointError, UnsupportedCheckpoint
 from wan.magcache import MagCacheModel
-from wan.structure import build_umt5, text_config, vae_config
+from wan.structure import build_umt5, check_alike, refuse_sparse, text_config, vae_config
 from wan.teacache import StepCache, TeaCacheModel
 from wan.tensor_files import TensorFiles
 from wan.text import TextEncoder
@@ -104,19 +104,6 @@ def structure(tensors: TensorFiles, experts: int = 1) -> Structure:
     )
 
 
-def check_alike(first: TensorFiles, second: TensorFiles) -> None:
-    """Raises CheckpointError for two experts of which one has a tensor that the other lacks or has in another shape."""
-    kept = (".weight", ".bias", "modulation", "emb_pos")  # not the scales of FP8 weights
-    shapes = [{name: t.shape(name) for name in t.names if name.endswith(kept)} for t in (first, second)]
-    for name in sorted({*shapes[0], *shapes[1]}):
-        here, there = (list(each.get(name, ())) or "absent" for each in shapes)
-        if here != there:
-            raise CheckpointError(
-                f"{first.files[0].parent} and {second.files[0].parent} are not experts of one model: tensor {name} is "
-                f"{here} in the first and {there} in the second"
-            )
-
-
 def _out_channels(tensors: TensorFiles) -> int:
     return tensors.shape("head.head.weight")[0] // prod(tensors.shape("patch_embedding.weight")[2:])
 
@@ -124,6 +111,7 @@ def _out_channels(tensors: TensorFiles) -> int:
 def served_variant(tensors: TensorFiles, name: str | None = None, experts: int = 1) -> Variant:
     """The row of the family, `name` deciding between rows that fit alike. Raises UnsupportedCheckpoint."""
     where, found = tensors.files[0].parent, structure(tensors, experts)
+    refuse_sparse(tensors)
     variant = recognise(found)
     if name is not None:
         if name not in BY_NAME or not BY_NAME[name].fits(found):

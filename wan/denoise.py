@@ -178,6 +178,7 @@ class Denoiser:
     experts: tuple[Expert, ...]
     geometry: Geometry
     grid: str = "wan"
+    levels: tuple[float, ...] = ()  # of a distilled model's steps, where no grid has them
 
     @property
     def device(self) -> torch.device:
@@ -190,7 +191,7 @@ class Denoiser:
         return dict(self.experts[0].dit.engine)
 
     def schedule(self, request: GenerationRequest) -> Schedule:
-        return samplers.schedule(request.sampler, request.steps, request.flow_shift, self.grid)
+        return samplers.schedule(request.sampler, request.steps, request.flow_shift, self.grid, self.levels)
 
     def single_steps(self) -> list[Schedule]:
         """For each expert a schedule of one step that it answers, from just above its lowest timestep."""
@@ -231,8 +232,8 @@ class Denoiser:
         """
         schedule = schedule or self.schedule(request)
         plan = self.plan(request, schedule)
-        state, start = self._start(request, latents, resume, plan)
-        sampler = samplers.SAMPLERS[request.sampler]
+        state, start = self._start(request, schedule, latents, resume, plan)
+        sampler = samplers.solver(request.sampler, request.seed)
         info = DenoiseInfo(plan, self.engine, start if resume else None)
         active, evaluator = None, None
 
@@ -262,7 +263,9 @@ class Denoiser:
         evaluator.keep_residual = not all(step.computed for step in steps)
         return evaluator
 
-    def _start(self, request: GenerationRequest, latents, resume: Resume | None, plan) -> tuple[SamplerState, int]:
+    def _start(
+        self, request: GenerationRequest, schedule: Schedule, latents, resume: Resume | None, plan
+    ) -> tuple[SamplerState, int]:
         """The solver's first state and the first step to run."""
         shape = self.geometry.latent_shape(request.width, request.height, request.num_frames)
         if resume is not None:
@@ -274,6 +277,8 @@ class Denoiser:
             return SamplerState.from_tensors(tensors), resume.step
         if latents is None:
             latents = initial_latents(request.seed, shape)
+            if self.levels:  # students that start below pure noise were trained with as much of it
+                latents = schedule.sigmas[0] * latents
         if tuple(latents.shape) != shape:
             raise InvalidRequest("latents shape", tuple(latents.shape), str(shape))
         return SamplerState(latents.to(self.device, torch.float32)), 0

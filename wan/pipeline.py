@@ -44,7 +44,7 @@ def denoiser(checkpoint: Checkpoint, geometry: Geometry, dits: Sequence[WanDiT])
     """The experts of a checkpoint around DiTs that were loaded from it, in order."""
     lowest = (0.0,) if len(dits) == 1 else (1000 * checkpoint.boundary, 0.0)
     experts = [Expert(*each) for each in zip(dits, checkpoint.caches, lowest, GUIDANCE[: len(dits)], strict=True)]
-    return Denoiser(tuple(experts), geometry, checkpoint.grid)
+    return Denoiser(tuple(experts), geometry, checkpoint.grid, checkpoint.variant.levels)
 
 
 def load_denoiser(
@@ -132,13 +132,13 @@ class Pipeline:
         clock.append(time.perf_counter())
         names = ("text_encoder", "denoise", "vae_decoder")
         seconds = {name: round(b - a, 6) for name, a, b in zip(names, clock[:-1], clock[1:], strict=True)}
-        return Video(frames, latents.cpu(), describe(request, done, self.card.defaults.fps, seconds))
+        return Video(frames, latents.cpu(), describe(self.card, request, done, seconds))
 
 
-def describe(request: GenerationRequest, done: DenoiseInfo, fps: int, seconds: dict[str, float]) -> dict:
+def describe(card: ModelCard, request: GenerationRequest, done: DenoiseInfo, seconds: dict[str, float]) -> dict:
     """The facts about a finished run that clients get as INFO."""
     parameters = {name: value for name, value in asdict(request).items() if name not in ("prompt", "negative_prompt")}
-    counts = {
+    counts: dict = {
         "steps_computed": done.steps_computed,
         "steps_skipped": done.steps_skipped,
         "skipped": [i for i, step in enumerate(done.plan) if not step.computed],
@@ -147,4 +147,6 @@ def describe(request: GenerationRequest, done: DenoiseInfo, fps: int, seconds: d
     }
     if done.plan[-1].expert:
         counts["first_expert_steps"] = sum(step.expert == 0 for step in done.plan)
-    return parameters | counts | {"engine": done.engine, "fps": fps, "seconds": seconds}
+    if warnings := card.warnings(request):
+        counts["warnings"] = warnings
+    return parameters | counts | {"engine": done.engine, "fps": card.defaults.fps, "seconds": seconds}

@@ -1,10 +1,38 @@
-"""Architecture of the VAE and of the text encoder, from names and shapes of their tensors."""
+"""What names and shapes of tensors say: architecture of VAE and text encoder, and what is refused of a DiT."""
 
 from torch import nn
 
 from wan.config import VAE21_MEAN, VAE21_STD, VAE22_MEAN, VAE22_STD, TextConfig, VAEConfig
-from wan.errors import UnsupportedCheckpoint
+from wan.errors import CheckpointError, UnsupportedCheckpoint
 from wan.tensor_files import TensorFiles
+
+# Weights of block-sparse attention, without which such a checkpoint does not compute what it was trained to.
+SPARSE = {
+    "to_gate_compress": "video sparse attention (VSA, FastVideo)",
+    "proj_l.": "sparse-linear attention (SLA, TurboDiffusion)",
+}
+
+
+def refuse_sparse(tensors: TensorFiles) -> None:
+    """Raises UnsupportedCheckpoint for a DiT with weights of sparse attention, naming the tensor."""
+    for part, what in SPARSE.items():
+        if found := next((name for name in sorted(tensors.names) if part in name), None):
+            raise UnsupportedCheckpoint(
+                f"{tensors.files[0].parent}: tensor {found} belongs to {what}, which is not served"
+            )
+
+
+def check_alike(first: TensorFiles, second: TensorFiles) -> None:
+    """Raises CheckpointError for two experts of which one has a tensor that the other lacks or has in another shape."""
+    kept = (".weight", ".bias", "modulation", "emb_pos")  # not the scales of FP8 weights
+    shapes = [{name: t.shape(name) for name in t.names if name.endswith(kept)} for t in (first, second)]
+    for name in sorted({*shapes[0], *shapes[1]}):
+        here, there = (list(each.get(name, ())) or "absent" for each in shapes)
+        if here != there:
+            raise CheckpointError(
+                f"{first.files[0].parent} and {second.files[0].parent} are not experts of one model: tensor {name} is "
+                f"{here} in the first and {there} in the second"
+            )
 
 
 def vae_config(tensors: TensorFiles, latents_mean=None, latents_std=None) -> VAEConfig:
