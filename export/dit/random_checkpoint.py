@@ -2,14 +2,14 @@
 
 For trying out an export, its memory and its disk use without downloading a model. Tensors are written one by one, so
 that memory stays at one tensor; umT5, whose file is a pickle, is held whole and can be given fewer layers than its 24
-(`--text-layers`), which take 11 GB.
+(`--text-layers`), which take 11 GB. `--small` writes the same structure in a size that runs anywhere.
 """
 
 import argparse
 import json
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
 
@@ -17,14 +17,25 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from contract.variants import VARIANTS
+from contract.variants import BY_NAME, VARIANTS
 from export.dit.stream import Slot, write_safetensors
-from wan.config import DiTConfig, TextConfig, VAEConfig
+from wan.checkpoint import EXPERT_FOLDERS, SETTINGS_FILE
+from wan.config import VAE22_MEAN, VAE22_STD, DiTConfig, TextConfig, VAEConfig
 from wan.dit import WanDiT
 from wan.structure import build_umt5
-from wan.vae import WanVAE
+from wan.vae22 import build_vae
 
-MODELS = {row.name: DiTConfig(**asdict(row.sizes)) for row in VARIANTS if row.sizes and not row.missing}
+MODELS = {row.name: DiTConfig(**asdict(row.sizes)) for row in VARIANTS if row.sizes and not row.missing} | {
+    "t2v-a14b": DiTConfig(dim=5120, num_layers=40, num_heads=40, ffn_dim=13824),
+    "ti2v-5b": DiTConfig(dim=3072, num_layers=30, num_heads=24, ffn_dim=14336, in_channels=48, out_channels=48),
+}
+WAN22_VAE = VAEConfig(
+    dim=160, decoder_dim=256, z_dim=48, latents_mean=VAE22_MEAN, latents_std=VAE22_STD, patch=2
+)  # fmt: skip
+SMALL_DIT = {"dim": 96, "num_layers": 2, "num_heads": 4, "ffn_dim": 192, "text_dim": 64}
+SMALL_VAE = {"dim": 8, "num_res_blocks": 1}
+SMALL_TEXT = TextConfig(vocab_size=4096, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
+SMALL_VIDEO = {"width": 64, "height": 64, "num_frames": 9, "steps": 6}
 # transformers' names to those of the official file; the inverse of wan.keys.umt5_from_official.
 UMT5_NAMES = [
     (r"^shared\.", "token_embedding."),
@@ -70,27 +81,41 @@ def _tokenizer(source: Path | None, target: Path) -> None:
     shutil.copytree(source, target, dirs_exist_ok=True)
 
 
-def write_checkpoint(model: str, out: Path, text_layers: int, tokenizer: Path | None, seed: int = 0) -> None:
-    """Write DiT, VAE, umT5 and tokenizer to `out`."""
+def write_checkpoint(
+    model: str, out: Path, text_layers: int, tokenizer: Path | None, seed: int = 0, small: bool = False
+) -> None:
+    """Write every DiT, VAE, umT5 and tokenizer to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     _tokenizer(tokenizer, out / "google" / "umt5-xxl")
     config, generator = MODELS[model], torch.Generator().manual_seed(seed)
+    vae, text = WAN22_VAE if config.out_channels == WAN22_VAE.z_dim else VAEConfig(), TextConfig(num_layers=text_layers)
+    if small:
+        decoder = SMALL_VAE["dim"] if vae.decoder_dim else None
+        config, vae, text = replace(config, **SMALL_DIT), replace(vae, **SMALL_VAE, decoder_dim=decoder), SMALL_TEXT
+        (out / SETTINGS_FILE).write_text(json.dumps({"defaults": SMALL_VIDEO}))
+    for folder in EXPERT_FOLDERS if BY_NAME[model].experts > 1 else ("",):
+        _write_dit(config, out / folder, generator)
+    shapes = _parameters(lambda: build_vae(vae))
+    name = "Wan2.2_VAE.pth" if vae.patch > 1 else "Wan2.1_VAE.pth"
+    torch.save({name: _values(name, shape, generator) for name, shape in shapes.items()}, out / name)
+    _write_text(text, out, generator)
+
+
+def _write_dit(config: DiTConfig, folder: Path, generator: torch.Generator) -> None:
+    folder.mkdir(exist_ok=True)
     shapes = _parameters(lambda: WanDiT(config))
     slots = [Slot(name, torch.float32, shape) for name, shape in shapes.items()]
-    random = (_values(name, shape, generator) for name, shape in tqdm(shapes.items(), desc="DiT"))
-    write_safetensors(out / "diffusion_pytorch_model.safetensors", slots, random, {})
-    stored = {
-        "_class_name": "WanModel",
-        "dim": config.dim,
-        "num_heads": config.num_heads,
-        "num_layers": config.num_layers,
-    }
-    (out / "config.json").write_text(json.dumps(stored | {"ffn_dim": config.ffn_dim, "model_type": "t2v"}, indent=1))
-    vae = _parameters(lambda: WanVAE(VAEConfig()))
-    torch.save({name: _values(name, shape, generator) for name, shape in vae.items()}, out / "Wan2.1_VAE.pth")
-    text = _parameters(lambda: build_umt5(TextConfig(num_layers=text_layers)))
+    random = (_values(name, shape, generator) for name, shape in tqdm(shapes.items(), desc="DiT", disable=None))
+    write_safetensors(folder / "diffusion_pytorch_model.safetensors", slots, random, {})
+    names = ("dim", "num_heads", "num_layers", "ffn_dim")
+    stored = {"_class_name": "WanModel", "model_type": "t2v"} | {name: getattr(config, name) for name in names}
+    (folder / "config.json").write_text(json.dumps(stored, indent=1))
+
+
+def _write_text(config: TextConfig, out: Path, generator: torch.Generator) -> None:
+    text = _parameters(lambda: build_umt5(config))
     state = {}
-    for name, shape in tqdm(text.items(), desc="umT5"):
+    for name, shape in tqdm(text.items(), desc="umT5", disable=None):
         if name != "encoder.embed_tokens.weight":
             state[official_umt5(name)] = _values(name, shape, generator, torch.bfloat16)
     torch.save(state, out / "models_t5_umt5-xxl-enc-bf16.pth")
@@ -103,8 +128,9 @@ def main() -> None:
     parser.add_argument("--text-layers", type=int, default=24, help="layers of umT5 (default: all 24)")
     parser.add_argument("--tokenizer", type=Path, default=None, help="directory of a umT5 tokenizer")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--small", action="store_true", help="the same structure in a size that runs anywhere")
     options = parser.parse_args()
-    write_checkpoint(options.model, options.out, options.text_layers, options.tokenizer, options.seed)
+    write_checkpoint(options.model, options.out, options.text_layers, options.tokenizer, options.seed, options.small)
 
 
 if __name__ == "__main__":
