@@ -39,8 +39,8 @@ class Variant:
     """One row. `sizes` is None for the row that any other size of the same structure falls to.
 
     `missing` says what this package lacks to serve it; empty: served. `boundary`: share of the timesteps from which on the
-    first of two experts answers. `unused`: parameters that mean nothing to it. `distilled_steps`: those that it was distilled to, without guidance;
-    `levels`: the noise levels of these steps, where no flow shift gives them.
+    first of two experts answers. `unused`: parameters that mean nothing to it. `distilled_steps`: those that it was
+    distilled to, without guidance; `levels`: the noise levels of these steps, where no flow shift gives them.
     """
 
     name: str
