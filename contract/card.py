@@ -63,7 +63,8 @@ class ModelCard:
 
     def warnings(self, request: GenerationRequest) -> list[str]:
         """What a request asks for that the model was not trained for."""
-        trained, found = self.row.distilled_steps, []
+        trained = self.row.distilled_steps
+        found: list[str] = []
         if trained is None:
             return found
         if request.guided:

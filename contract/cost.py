@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from contract.errors import InvalidCard
 from contract.geometry import Geometry
@@ -63,7 +64,8 @@ class CostModel:
 
     def predict(self, request: Mapping, geometry: Geometry) -> float:
         """Seconds of a complete request, of which only the priced parameters are read."""
-        values = (request.get(name) if BY_NAME[name].default is None else request[name] for name in PRICED)
+        # what is None not every variant has, and a request from before it was declared lacks it
+        values: list[Any] = [request.get(name) if BY_NAME[name].default is None else request[name] for name in PRICED]
         width, height, frames, steps, scale, second_scale, end, cache, threshold, *skip = values
         first = steps if second_scale is None else self.first_steps(steps)
         guided = [guided_steps(steps, scale if i < first else second_scale, end) for i in range(steps)]

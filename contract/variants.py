@@ -5,6 +5,7 @@ and the configurations of Wan-Video/Wan2.1; defaults: its README and generate.py
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from contract.parameters import Defaults
 
@@ -75,11 +76,11 @@ _IMAGE = frozenset({"img_emb"})
 _T2V_A14B = Defaults(steps=40, flow_shift=12.0, guidance_scale=4.0, guidance_scale_2=3.0)
 _I2V_A14B = Defaults(steps=40, flow_shift=5.0, guidance_scale=3.5, guidance_scale_2=3.5)
 _TI2V_5B = Defaults(width=1280, height=704, num_frames=121, fps=24, steps=50, flow_shift=5.0, guidance_scale=5.0)
-_TWO = {"experts": 2, "unused": frozenset()}
+_TWO: dict[str, Any] = {"experts": 2, "unused": frozenset()}
 
 # Distilled weights look like those they come from, so wan.json must name their row. LightX2V's and Lightning's take plain
 # Euler steps; TurboDiffusion's rCM (sigma_max 80) and FastVideo's DMD noise their answers again.
-_FOUR_STEPS = {"steps": 4, "flow_shift": 5.0, "guidance_scale": 1.0, "sampler": "euler"}
+_FOUR_STEPS: dict[str, Any] = {"steps": 4, "flow_shift": 5.0, "guidance_scale": 1.0, "sampler": "euler"}
 _RCM = (0.987654, 0.933781, 0.852895, 0.608979)
 _DMD = (1.0, 0.757, 0.522)
 

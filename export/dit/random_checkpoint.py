@@ -12,6 +12,7 @@ import shutil
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,8 @@ MODELS = {row.name: DiTConfig(**asdict(row.sizes)) for row in VARIANTS if row.si
 WAN22_VAE = VAEConfig(
     dim=160, decoder_dim=256, z_dim=48, latents_mean=VAE22_MEAN, latents_std=VAE22_STD, patch=2
 )  # fmt: skip
-SMALL_DIT = {"dim": 96, "num_layers": 2, "num_heads": 4, "ffn_dim": 192, "text_dim": 64}
-SMALL_VAE = {"dim": 8, "num_res_blocks": 1}
+SMALL_DIT: dict[str, Any] = {"dim": 96, "num_layers": 2, "num_heads": 4, "ffn_dim": 192, "text_dim": 64}
+SMALL_VAE: dict[str, Any] = {"dim": 8, "num_res_blocks": 1}
 SMALL_TEXT = TextConfig(vocab_size=4096, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
 SMALL_VIDEO = {"width": 64, "height": 64, "num_frames": 9, "steps": 6}
 # transformers' names to those of the official file; the inverse of wan.keys.umt5_from_official.
