@@ -44,7 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("build/repository"))
     add = parser.add_argument
     add("--denoise-instances", type=_positive(int), metavar="N", help="requests that denoise runs at once (default: 1)")
-    add("--dit", type=Path, metavar="PATH", help="take the DiT from this file or directory, FP8 formats included")
+    add(
+        "--dit", type=Path, metavar="PATH", action="append",
+        help="take the DiT from this file or directory, FP8 formats included; twice for two experts, high noise first",
+    )  # fmt: skip
     add("--lora", action="append", metavar="FILE[=STRENGTH]", help="merge into the DiT; repeatable")
     add = parser.add_argument_group("GPU target: the DiT").add_argument
     add("--precision", metavar="PRESET", help=f"{', '.join(PRESETS)} (default: fp8)")
@@ -94,7 +97,8 @@ def _options(given: dict) -> Options:
         loras=tuple(parse_lora_argument(text) for text in given.get("lora", ())),
         quality="no_quality" not in given,
         plan=PlanOptions(**plan),
-        **some("denoise_instances", "dit", "placement", "gpus", "sizes", "size_range", "max_frames"),
+        dit=tuple(given.get("dit", ())),
+        **some("denoise_instances", "placement", "gpus", "sizes", "size_range", "max_frames"),
     )
 
 

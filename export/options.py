@@ -12,7 +12,7 @@ class Options:
     """Every option of every target; the command line refuses those that its target does not take."""
 
     denoise_instances: int = 1
-    dit: Path | None = None
+    dit: tuple[Path, ...] = ()  # one for each expert
     loras: tuple[tuple[Path, float], ...] = ()
     precision: Precision = field(default_factory=Precision)
     quality: bool = True

@@ -100,7 +100,8 @@ def bf16_graphs(build: Build) -> dict:
 
 def dit(build: Build) -> dict:
     """The DiT as it is; written in float32 where LoRAs or another file change it, or its format is not read here."""
-    if build.loras or build.options.dit or build.weights.format not in COPIED_FORMATS:
+    copied = all(weights.format in COPIED_FORMATS for weights in build.weights)
+    if build.loras or build.options.dit or not copied:
         return {"dit_package": _packaged(build, None)}
     package.copy_dit(build.checkpoint, paths.dit_checkpoint(build.repository))
     return {}
@@ -109,8 +110,8 @@ def dit(build: Build) -> dict:
 def quantised_dit(build: Build) -> dict:
     """The DiT in the precision that was asked for, with what that costs."""
     folder = paths.dit_checkpoint(build.repository)
-    file = folder / package.PRECISION_FILE
-    described = build.journal.step("DiT package", [file], lambda: _packaged(build, build.options.precision))
+    files = [place / package.PRECISION_FILE for place in package.report_folders(build.checkpoint, folder)]
+    described = build.journal.step("DiT package", files, lambda: _packaged(build, build.options.precision))
 
     def quality() -> dict:
         if not build.options.quality:
@@ -123,20 +124,23 @@ def quantised_dit(build: Build) -> dict:
 def _packaged(build: Build, precision: Precision | None) -> dict:
     build.say(f"DiT weights in {precision.preset if precision else 'float32'}")
     folder = paths.dit_checkpoint(build.repository)
-    elements = sum(prod(build.weights.shape(name)) for name in build.weights.names)
+    elements = sum(prod(weights.shape(name)) for weights in build.weights for name in weights.names)
     with tqdm(total=elements, unit="el", unit_scale=True, desc="DiT", leave=False, disable=None) as bar:
 
         def progress(name: str, count: int) -> None:
             bar.update(count)
 
         recipe = precision, build.loras, build.key(*build.recipe)
-        described = package.package(build.checkpoint, build.weights, folder, *recipe, progress=progress)
-    if described["errors"]:
+        described = [
+            package.package(build.checkpoint, weights, folder, *recipe, progress=progress, expert=expert)
+            for expert, weights in enumerate(build.weights)
+        ]
+    for place in package.report_folders(build.checkpoint, folder) if described[0]["errors"] else ():
         try:
-            plot_errors(folder / package.ERRORS_FILE, folder / ERROR_PLOT)
+            plot_errors(place / package.ERRORS_FILE, place / ERROR_PLOT)
         except ImportError:  # the images that serve have no matplotlib
             build.say(f"without matplotlib {package.ERRORS_FILE} is not drawn")
-    return described
+    return described[0] if len(described) == 1 else {"experts": described}
 
 
 def preview(build: Build) -> dict:
@@ -159,7 +163,7 @@ def description(build: Build) -> dict:
     return {
         "clip": clip,
         "card": build.card.to_dict(),
-        "caches": sorted(build.checkpoint.caches),
+        "caches": sorted(set.intersection(*map(set, build.checkpoint.caches))),
         "text": {"length": TEXT_LENGTH, "dim": build.text.d_model},
         "dit": asdict(build.dit),
         "precision": {"text_encoder": "float32", "denoise": "float32", "vae_decoder": "float32"},

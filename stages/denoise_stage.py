@@ -57,14 +57,15 @@ class DenoiseStage:
         self._warm_up()
 
     def _warm_up(self) -> None:
-        """One step of each size, with and without guidance: kernels are chosen, and compiled, by shape."""
+        """One step of each size by each expert, with and without guidance: kernels are chosen, and compiled, by shape."""
         defaults, context = self._card.defaults, torch.zeros(self._text["length"], self._text["dim"])
         default = (defaults.width, defaults.height, defaults.num_frames)
         for width, height, frames in self._settings.warm_sizes or (default,):
             size = {"width": width, "height": height, "num_frames": frames}
             request = self._card.request(prompt="warm up", seed=0, steps=1, **size, **LOSSLESS)
             for each in {request, request.unguided()}:
-                self._denoiser.run(self._denoiser.blank(context, each), each)
+                for schedule in self._denoiser.single_steps():
+                    self._denoiser.run(self._denoiser.blank(context, each), each, schedule=schedule)
 
     def handle(self, request) -> dict[str, np.ndarray | torch.Tensor]:
         with on_device(self._device):
@@ -96,7 +97,9 @@ class DenoiseStage:
             shape = self._card.geometry.latent_shape(generation.width, generation.height, generation.num_frames)
             return Conditioning(*texts, start=device_tensor(request, "CONDITION", shape) if "video" in media else None)
         like = self._denoiser.blank(texts[0], generation)
-        channels = device_tensor(request, "CONDITION", tuple(like.channels.shape))
+        channels = like.channels
+        if channels is not None:
+            channels = device_tensor(request, "CONDITION", tuple(channels.shape))
         if like.image_tokens is None:
             return Conditioning(*texts, channels=channels)
         tokens = device_tensor(request, "IMAGE_TOKENS", (-1, like.image_tokens.shape[1]))
@@ -115,14 +118,14 @@ class DenoiseStage:
         finally:
             seconds = time.monotonic() - began
             self._metrics.ended(seconds, success)
-        return latents, describe(generation, steps, self._card.defaults.fps, {"denoise": round(seconds, 4)})
+        return latents, describe(self._card, generation, steps, {"denoise": round(seconds, 4)})
 
     def _generation(self, text: str) -> tuple[GenerationRequest, float, dict[str, str]]:
         """The request that the tokenizer resolved, when it did (monotonic seconds), and the hashes of its media."""
         what = "the REQUEST of the tokenizer model"
         values = json_object("REQUEST", text, what)
         try:
-            resolved = {name: values[name] for name in NAMES}
+            resolved = {name: values[name] for name in NAMES if name not in self._card.row.unused}
             generation = self._card.request(**resolved)
             tokenized_at, media = float(values["tokenized_at"]), checked_hashes(values.get("media", {}), self._card)
             (generation.prompt + generation.negative_prompt).encode()  # JSON can escape half a surrogate pair

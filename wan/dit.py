@@ -190,7 +190,7 @@ class ImageProjection(nn.Module):
 
     def __init__(self, config: DiTConfig):
         super().__init__()
-        width = config.image_dim
+        self.width = width = config.image_dim
         self.proj = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, width),
@@ -202,13 +202,10 @@ class ImageProjection(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:  # [B, L, image_dim] -> [B, L, dim]
         """Raises InvalidRequest for another width, or another number of tokens than there are positions."""
-        width, length = (
-            self.proj[0].normalized_shape[0],
-            tokens.shape[1] if self.emb_pos is None else self.emb_pos.shape[1],
-        )
-        if tokens.dim() != 3 or tuple(tokens.shape[1:]) != (length, width):
-            raise InvalidRequest("image tokens shape", tuple(tokens.shape), f"[B, {length}, {width}]")
-        tokens = tokens.to(self.proj[0].weight.dtype)
+        length = tokens.shape[1] if self.emb_pos is None else self.emb_pos.shape[1]
+        if tokens.dim() != 3 or tuple(tokens.shape[1:]) != (length, self.width):
+            raise InvalidRequest("image tokens shape", tuple(tokens.shape), f"[B, {length}, {self.width}]")
+        tokens = tokens.to(next(self.proj.parameters()).dtype)
         return self.proj(tokens if self.emb_pos is None else tokens + self.emb_pos)
 
 

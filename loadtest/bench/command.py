@@ -53,7 +53,7 @@ def _ablation(given: argparse.Namespace, chosen: list[cases.Case]) -> list[dict]
     if given.only not in (None, "ablation"):
         return []
     case = denoising[0] if denoising else cases.standard(given.checkpoint, given.device, given.threads)[2]
-    caches = Checkpoint.open(case.checkpoint).caches if case.checkpoint else {}
+    caches = Checkpoint.open(case.checkpoint).caches[0] if case.checkpoint else {}
     thresholds = {"teacache": 0.1, "magcache": 0.1}
     rows = steps(torch.device(given.device), {name: thresholds[name] for name in caches})
     return ablate(case, rows, given.repeats)

@@ -79,7 +79,7 @@ def test_a_run_continues_only_with_the_same_arithmetic(stage, ask):
 
 def test_every_size_to_warm_runs_with_and_without_guidance(stage, monkeypatch):
     ran = []
-    monkeypatch.setattr("wan.denoise.Denoiser.run", lambda self, conditioning, request: ran.append(request))
+    monkeypatch.setattr("wan.denoise.Denoiser.run", lambda self, text, request, schedule: ran.append(request))
     stage(warm_sizes=((32, 32, 5), (48, 32, 1)))
     assert {(r.width, r.height, r.num_frames, r.guidance_scale == 1) for r in ran} == {
         (32, 32, 5, False), (32, 32, 5, True), (48, 32, 1, False), (48, 32, 1, True),
