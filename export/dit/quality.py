@@ -13,7 +13,7 @@ from torch import nn
 from export.atomic import replacing
 from export.dit.formats import DitWeights
 from export.dit.lora import Lora, merge
-from wan.checkpoint import Checkpoint
+from wan.checkpoint import Checkpoint, cast
 from wan.dit import WanDiT
 from wan.pipeline import Pipeline, default_dtype, denoiser
 from wan.text import Tokenizer
@@ -76,7 +76,7 @@ def measure(
     if device == "cpu" and sum(prod(weights.shape(name)) for name in weights.names) > CPU_PARAMETERS:
         return {"skipped": f"more than {CPU_PARAMETERS} parameters and no GPU"}
     dtype = default_dtype(torch.device(device))
-    merged = merged_dit(checkpoint, weights, loras, device).to(dtype)
+    merged = cast(merged_dit(checkpoint, weights, loras, device), dtype)
     pipeline = Pipeline(
         tokenizer=Tokenizer(checkpoint.tokenizer_directory),
         text_encoder=checkpoint.load_text_encoder(device, dtype),

@@ -18,6 +18,7 @@ from stages.settings import StageSettings
 from tests.stages.recording_metrics import RecordingBackend
 from tests.stages.requests import Request, text
 from wan.checkpoint import Checkpoint
+from wan.denoise import Denoiser
 from wan.errors import InvalidRequest
 
 
@@ -85,6 +86,31 @@ def test_every_size_to_warm_runs_with_and_without_guidance(stage, monkeypatch):
     }  # fmt: skip
 
 
+def test_every_size_of_the_plans_is_warmed_and_the_default_first(stage, monkeypatch):
+    ran = []
+    original = Artifacts.open
+
+    def with_plans(args):
+        artifacts = original(args)
+        artifacts.manifest["sizes"] = {"fixed": [[32, 48], [64, 64]], "range": None}
+        return artifacts
+
+    monkeypatch.setattr(Artifacts, "open", with_plans)
+    monkeypatch.setattr("wan.denoise.Denoiser.run", lambda self, conditioning, request: ran.append(request))
+    stage()
+    assert list(dict.fromkeys((r.width, r.height) for r in ran)) == [(64, 64), (32, 48)]
+
+
+def test_latents_and_embeddings_cross_through_the_host(stage, ask):
+    """As tensors on a GPU they would make each process open a context on the others' GPUs."""
+    request = {}
+    built = stage()
+    original = built.handle
+    built.handle = lambda r: request.setdefault("answer", original(r))
+    ask(built)
+    assert all(isinstance(value, np.ndarray) for value in request["answer"].values())
+
+
 def test_flipped_bits_in_a_checkpoint_cost_its_steps_and_change_nothing_else(stage, ask, tmp_path):
     here = stage()
     ask(here, "job-1")
@@ -103,7 +129,7 @@ def test_flipped_bits_in_a_checkpoint_cost_its_steps_and_change_nothing_else(sta
 def test_arithmetic_that_breaks_down_is_no_fault_of_the_request(stage, ask):
     sick = stage()
     with torch.inference_mode():
-        next(sick._dit.parameters()).fill_(float("nan"))
+        next(sick._denoiser.experts[0].dit.parameters()).fill_(float("nan"))
     with pytest.raises(NotFinite, match="after step 1 of 3"):
         ask(sick)
 
@@ -126,9 +152,9 @@ def test_it_loads_and_computes_while_its_device_is_current(stage, ask, monkeypat
         yield
         current.pop()
 
-    original = denoise_stage.denoise
+    original = Denoiser.run
     monkeypatch.setattr(denoise_stage, "on_device", on_device)
-    monkeypatch.setattr(denoise_stage, "denoise", lambda *a, **k: (ran_on.append(current[-1:]), original(*a, **k))[1])
+    monkeypatch.setattr(Denoiser, "run", lambda *a, **k: (ran_on.append(current[-1:]), original(*a, **k))[1])
     ask(stage())
     assert ran_on == [[torch.device("cpu")]] * len(ran_on)
     assert len(ran_on) > 1  # warming up and the request

@@ -1,0 +1,73 @@
+"""The GPU path as far as a machine without one can follow it: traced on tensors without memory, compiled by the real compilers."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from functools import cache
+
+import pytest
+import torch
+
+from tests.conftest import PROJECT_ROOT
+from wan.checkpoint import cast
+from wan.config import DiTConfig
+from wan.dit import WanDiT
+
+pytest.importorskip("triton", reason="the Triton language is not installed")
+
+
+@cache
+def ran(module: str, *arguments: str) -> dict:
+    command = [sys.executable, "-m", f"tests.wan.cuda.{module}", *arguments]
+    answer = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=280)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def gigabytes(found: dict) -> float:
+    return sum(size for _, size in found["kernels"])
+
+
+@pytest.mark.parametrize(
+    ("variant", "linear", "sampler"),
+    [("t2v-1.3b", "dense", "euler"), ("t2v-1.3b", "fp8", "unipc"), ("t2v-14b", "fp8", "dpm++")],
+)
+def test_a_whole_denoise_stays_on_its_device_in_its_types_and_never_waits(variant, linear, sampler):
+    found = ran("denoise", variant, linear, sampler)
+    assert found["latents"] == ["torch.float32", "cuda", [16, 21, 60, 104]]
+    assert all(seen == ["torch.float32", "cuda", "torch.float32"] for seen in found["seen"])
+    assert found["waits"] == {}
+    assert set(found["copies"]) == {"cpu to cuda"}  # noise, texts, timesteps, rotary table; nothing comes back
+    assert found["per_step"] == [[0, 0]] * len(found["per_step"])
+    assert len(found["per_step"]) == 2
+
+
+def test_the_operands_of_every_fp8_product_are_laid_out_as_cublaslt_wants_them():
+    found = ran("denoise", "t2v-14b", "fp8", "dpm++")
+    assert all(found["products"])
+    once, each_step = 2 * 2 * 2, 3 * 2 * 2 * 6  # keys and values of two texts; qkv, o, q, o, two of the FFN; blocks
+    assert len(found["products"]) == once + each_step
+
+
+def test_a_block_in_fp8_quantises_each_input_once_and_writes_no_float32_queries():
+    found = ran("inductor", "t2v-14b", "fp8")
+    assert Counter(found["calls"])["extern_kernels._scaled_mm"] == 6  # q, k and v are one product
+    assert len(found["kernels"]) <= 9
+    assert gigabytes(found) <= 12.0  # 14.0 with q, k, v quantised each, float32 q and k, and norms written out
+
+
+def test_a_block_in_bfloat16_writes_the_hidden_layer_once():
+    found = ran("inductor", "t2v-1.3b", "dense")
+    assert any("addmm_activation" in call for call in found["calls"])  # GELU in the product's epilogue
+    assert len(found["kernels"]) <= 6
+    assert gigabytes(found) <= 2.6
+
+
+def test_what_is_kept_in_float32_is_never_cast_below_it():
+    dit = WanDiT(DiTConfig(dim=16, num_layers=1, num_heads=1, ffn_dim=16, text_dim=8, freq_dim=8))
+    exact = dit.blocks[0].modulation.data.normal_().clone()
+    cast(dit, torch.bfloat16)
+    assert torch.equal(dit.blocks[0].modulation, exact)
+    assert dit.time_embedding[0].weight.dtype == dit.head.head.weight.dtype == torch.float32
+    assert dit.blocks[0].ffn[0].weight.dtype == torch.bfloat16
