@@ -74,13 +74,6 @@ def fill(
     module.eval()
 
 
-def cast(dit: WanDiT, dtype: torch.dtype) -> WanDiT:
-    """In place: what `Checkpoint.load_dit` with `dtype` makes of the same weights."""
-    for name, parameter in dit.named_parameters():
-        parameter.data = parameter.data.to(torch.float32 if FLOAT32_PARTS.search(name) else dtype)
-    return dit
-
-
 # Tensors that only a variant with such a sub-network has.
 PARTS = {
     "img_emb.proj.0.weight": "img_emb",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wan import attention, compile, fp8, onednn
+from wan.checkpoint import FLOAT32_PARTS
 from wan.dit import WanDiT
 from wan.errors import InvalidRequest
 
@@ -38,6 +39,13 @@ class Options:
         if self.compile is None:
             return device.type == "cuda" and compile.missing(device) is None
         return self.compile
+
+
+def cast(dit: WanDiT, dtype: torch.dtype) -> WanDiT:
+    """In place: what `Checkpoint.load_dit` with `dtype` makes of the same weights."""
+    for name, parameter in dit.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if FLOAT32_PARTS.search(name) else dtype)
+    return dit
 
 
 def _is_tanh_gelu(layer: nn.Module) -> bool:

@@ -13,8 +13,9 @@ from torch import nn
 from export.atomic import replacing
 from export.dit.formats import DitWeights
 from export.dit.lora import Lora, merge
-from wan.checkpoint import Checkpoint, cast
+from wan.checkpoint import Checkpoint
 from wan.dit import WanDiT
+from wan.optimize import cast
 from wan.pipeline import Pipeline, default_dtype, denoiser
 from wan.text import Tokenizer
 

@@ -13,11 +13,11 @@ from contract.card import ModelCard
 from contract.parameters import LOSSLESS, GenerationRequest
 from loadtest.bench.cases import PROMPT_TOKENS, Case
 from wan import keys
-from wan.checkpoint import Checkpoint, cast
+from wan.checkpoint import Checkpoint
 from wan.config import DiTConfig, VAEConfig
 from wan.denoise import Conditioning, Denoiser, Expert
 from wan.dit import WanDiT
-from wan.optimize import Options, optimized
+from wan.optimize import Options, cast, optimized
 from wan.pipeline import Pipeline, load_denoiser
 from wan.vae import WanVAE
 from wan.vae_cpu import accelerate
