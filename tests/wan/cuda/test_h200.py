@@ -42,8 +42,9 @@ def test_a_whole_denoise_stays_on_its_device_in_its_types_and_never_waits(varian
 def test_the_operands_of_every_fp8_product_are_laid_out_as_cublaslt_wants_them():
     found = ran("denoise", "t2v-14b", "fp8", "dpm++")
     assert all(found["products"])
-    once, each_step = 2 * 2 * 2, 3 * 2 * 2 * 6  # keys and values of two texts; qkv, o, q, o, two of the FFN; blocks
-    assert len(found["products"]) == once + each_step
+    blocks, branches, steps = 2, 2, 3
+    once, each_step = blocks * 2, branches * blocks * 6  # keys and values of the texts; qkv, o, q, o, two of the FFN
+    assert len(found["products"]) == once + steps * each_step
 
 
 def test_a_block_in_fp8_quantises_each_input_once_and_writes_no_float32_queries():
