@@ -2,7 +2,11 @@
 PYTHON ?= python3
 PROMPT ?= a red circle moves left on a black background
 OUT ?=
+CHECKPOINT ?=
+TARGET ?= auto
 BIN := .venv/bin
+# Each checkpoint has a repository of its own, so that going back to one exports nothing.
+SERVED = --target $(TARGET) $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)" --repository "build/repository-$(notdir $(CHECKPOINT:/=))")
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .PHONY: setup run serve test coverage bench tiny lint clean
@@ -22,10 +26,10 @@ setup: .venv/run.stamp  ## the environment that serves
 	@touch $@
 
 run: setup  ## one video: make run PROMPT="a blue star moves up on a white background" [OUT=star.mp4]
-	$(BIN)/python -m service.run --prompt "$(PROMPT)" $(if $(OUT),--out "$(OUT)")
+	$(BIN)/python -m service.run $(SERVED) --prompt "$(PROMPT)" $(if $(OUT),--out "$(OUT)")
 
 serve: setup  ## Triton, the worker and the web service, until Ctrl-C
-	$(BIN)/python -m service.serve
+	$(BIN)/python -m service.serve $(SERVED)
 
 test: .venv/test.stamp  ## the whole suite
 	$(BIN)/python -m pytest

@@ -23,6 +23,7 @@ from export.placement import GIB, Gpu, Placement, PlacementError, choose, detect
 from export.tensorrt.graphs import parameters
 from export.tensorrt.sizes import Sizes, parse_sizes
 from export.tensorrt.vae_cache import decoder_slots
+from export.workstation import Fit, Needs, find
 from wan.checkpoint import Checkpoint
 from wan.errors import CheckpointError, UnsupportedCheckpoint
 from wan.text import TEXT_LENGTH
@@ -128,6 +129,26 @@ class Build:
             "denoise": memory.denoise(self.dit, sum(self.dit_bytes), self.video, self.vae),
             "vae_decoder": memory.vae_decoder(self.vae, decoder, decoder_slots(self.vae), self.video),
         }
+
+    @cached_property
+    def fit(self) -> Fit:
+        """How the stages of a workstation compute; raises PlacementError with the numbers if nothing fits."""
+        tensors = self.checkpoint.vae_tensors()
+        d = self.checkpoint.card.defaults
+        video = memory.Video(d.width, d.height, d.num_frames)
+        text, table = parameters(self.checkpoint.text_tensors()), self.text.vocab_size * self.text.d_model
+        vae = memory.vae_decoder(
+            self.vae, sum(map(prod, map(tensors.shape, tensors.names))), decoder_slots(self.vae), video
+        )
+        weights = memory.BF16 * sum(prod(each.shape(name)) for each in self.weights for name in each.names)
+        denoise = memory.denoise(self.dit, weights, video, self.vae)
+        needs = Needs(
+            dit=weights, dit_fp8=sum(self.dit_bytes), text_encoder=memory.BF16 * text,
+            text_streamed=memory.BF16 * (table + 2 * (text - table) // self.text.num_layers),
+            # the decoder computes in float32, twice what a plan in bfloat16 takes
+            rest=denoise.activations + denoise.caches + 2 * (vae.total - vae.context),
+        )  # fmt: skip
+        return find(needs, self.options.device)
 
     @cached_property
     def placement(self) -> Placement:

@@ -16,6 +16,7 @@ class Options:
     loras: tuple[tuple[Path, float], ...] = ()
     precision: Precision = field(default_factory=Precision)
     quality: bool = True
+    device: str | None = None
     placement: str = "auto"
     gpus: str | None = None
     sizes: str | None = None

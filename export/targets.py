@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import prod
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -32,6 +33,7 @@ from wan.text import TEXT_LENGTH
 
 Step = Callable[[Build], dict]
 ERROR_PLOT = "fp8_errors.png"
+GPU_TRITON = Path("/opt/tritonserver/backends/tensorrt")  # of NVIDIA's image; the wheel's server knows no GPUs
 COPIED_FORMATS = ("float", "rows")  # which the denoise stage reads as they are
 
 
@@ -143,6 +145,13 @@ def _packaged(build: Build, precision: Precision | None) -> dict:
     return described[0] if len(described) == 1 else {"experts": described}
 
 
+def workstation_dit(build: Build) -> dict:
+    """In FP8 only where nothing else fits the GPU."""
+    if build.fit.precision != "fp8":
+        return dit(build)
+    return {"dit_package": _packaged(build, Precision("fp8"))}
+
+
 def preview(build: Build) -> dict:
     return {"preview": build.journal.step("preview", [], lambda: fit_projection(build.checkpoint.load_vae()))}
 
@@ -171,6 +180,16 @@ def description(build: Build) -> dict:
     }
 
 
+def workstation_description(build: Build) -> dict:
+    """Text encoder and decoder stay in the checkpoint, where their stages read them."""
+    precise = "float32" if build.fit.device == "cpu" else "bfloat16"
+    return description(build) | {
+        "device": build.fit.device,
+        "stream_text_encoder": build.fit.stream_text_encoder,
+        "precision": {"text_encoder": precise, "denoise": build.fit.precision, "vae_decoder": "float32"},
+    }
+
+
 def gpu_description(build: Build) -> dict:
     described, slots = description(build), decoder_slots(build.vae)
     cache = [[slot.channels, slot.frames, slot.scale] for slot in slots]
@@ -186,6 +205,11 @@ def _cpu_options(build: Build) -> dict:
     """LoRAs count by content; another DiT is part of the source."""
     loras = [{"sha256": sha256_file(path), "strength": strength} for path, strength in build.options.loras]
     return {"denoise_instances": build.options.denoise_instances, "loras": loras}
+
+
+def _workstation_options(build: Build) -> dict:
+    precision = {"precision": asdict(Precision("fp8"))} if build.fit.precision == "fp8" else {}
+    return _cpu_options(build) | {"fit": asdict(build.fit)} | precision
 
 
 def _gpu_options(build: Build) -> dict:
@@ -212,6 +236,17 @@ def _plans_fit(manifest: dict, report: Callable[[str], None]) -> bool:
     return True
 
 
+def automatic() -> str:
+    """The best target of this machine: plans need TensorRT and a Triton that serves on GPUs."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    try:
+        import_tensorrt()
+    except ImportError:
+        return "workstation"
+    return "gpu" if GPU_TRITON.is_dir() else "workstation"
+
+
 TARGETS = {
     "cpu": Target(
         steps={
@@ -226,6 +261,18 @@ TARGETS = {
         code=("*.py", "onnx/*.py", "dit/*.py"),
         described=_cpu_options,
         media=True,
+    ),
+    "workstation": Target(
+        steps={
+            "configurations": configurations,
+            "tokenizer": tokenizer,
+            "DiT weights": workstation_dit,
+            "preview colours": preview,
+            "description": workstation_description,
+        },
+        options=frozenset({"denoise_instances", "dit", "lora", "device"}),
+        code=("*.py", "dit/*.py"),
+        described=_workstation_options,
     ),
     "gpu": Target(
         steps={

@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     choice = parse(arguments)
     try:
         check_settings()
-        exported(choice.repository, choice.checkpoint, say)
+        exported(choice.repository, choice.checkpoint, say, choice.target)
         options.serve_model(choice.checkpoint, choice.repository)
         with Stack(choice.repository, choice.state, on_progress=say) as stack:
             out = generate(stack.url, choice)

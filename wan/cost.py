@@ -1,7 +1,8 @@
 """Measures what requests cost on this machine: `python -m wan.cost CHECKPOINT --out FILE`.
 
 The formula is that of `contract.cost`. Its coefficients are fitted to measured steps; the file also holds the plans of the
-caches, so that a service can price a request without the model.
+caches, so that a service can price a request without the model, and the `engine` that was measured, as INFO has it.
+`python -m stages.cost` measures an exported repository.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from contract.card import ModelCard
 from contract.cost import CostModel, Plans
 from contract.geometry import Geometry
 from contract.parameters import LOSSLESS
+from wan.attention import BACKENDS
+from wan.optimize import LINEAR, Options
 from wan.pipeline import Media, Pipeline
 
 Size = tuple[int, int, int]  # width, height, frames
@@ -233,15 +236,24 @@ def default_sizes(card: ModelCard) -> tuple[list[Size], list[Size]]:
     return fitted, held_out
 
 
-def _arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m wan.cost", description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What every measurement may be told, whatever it measures."""
     parser.add_argument("--out", type=Path, default=Path("build/cost.json"), help="for WAN_COST_FILE")
     parser.add_argument("--sizes", nargs="+", metavar="WxHxT", help="measure these; every third is held out")
     parser.add_argument(
         "--repeats", type=int, default=REPEATS, help="fewer do on an idle machine; default: %(default)s"
     )
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m wan.cost", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--dit", type=Path, help="a checkpoint whose DiT is taken instead, such as an FP8 package")
+    parser.add_argument("--linear", choices=LINEAR, default="auto")
+    parser.add_argument("--attention", choices=("auto", *BACKENDS), default="auto")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_options(parser)
     return parser.parse_args(arguments)
 
 
@@ -250,9 +262,8 @@ def _size(text: str) -> tuple[int, int, int]:
     return width, height, frames
 
 
-def main(arguments: list[str] | None = None) -> int:
-    given = _arguments(arguments)
-    pipeline = Pipeline.from_checkpoint(given.checkpoint, device=given.device)
+def write(pipeline: Pipeline, given: argparse.Namespace, command: str) -> int:
+    """Measure, fit, check, and write what `add_options` says; returns the exit status."""
     fitted, held_out = default_sizes(pipeline.card)
     if given.sizes:
         sizes = [_size(text) for text in given.sizes]
@@ -262,12 +273,19 @@ def main(arguments: list[str] | None = None) -> int:
     model = fit([m for m in measured if m.size in fitted], geometry)
     checks = [m for m in measured if m.size in held_out]
     worst = max(errors(model, checks, steps, geometry), default=float("nan"))
-    about = f"Seconds; measured by python -m wan.cost {given.checkpoint} on {given.device}"
+    about = {"_": f"Seconds; measured by {command}", "engine": pipeline.denoiser.engine}
     replace(model, plans=plan_table(pipeline), switches=switch_table(pipeline)).write(
-        given.out, {"_": about, "held_out_error": round(worst, 4)}
+        given.out, about | {"held_out_error": round(worst, 4)}
     )
     print(f"{given.out}: largest error on {len(checks)} held-out measurements {100 * worst:.1f} %")
     return 0 if worst <= 0.10 else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = _arguments(arguments)
+    options = Options(given.linear, given.attention, given.compile)
+    pipeline = Pipeline.from_checkpoint(given.checkpoint, given.device, options=options, dit=given.dit)
+    return write(pipeline, given, f"python -m wan.cost {given.checkpoint} on {given.device}")
 
 
 if __name__ == "__main__":

@@ -308,6 +308,7 @@ class Denoiser:
                 resumable = done < len(plan) and plan[done].computed
                 x0, seconds = x - schedule.sigmas[i] * velocity, info.step_seconds[-1]
                 on_step(Progress(done, len(plan), info.steps_skipped, step.computed, seconds, resumable, state, x0))
+        info.engine = self.engine  # as it ran: blocks may have run uncompiled
         return state.latents, info
 
     def _evaluator(

@@ -94,17 +94,20 @@ class Pipeline:
     clip: ClipVision | None = None  # of a checkpoint whose DiT takes picture tokens
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device=None, dtype: torch.dtype | None = None) -> "Pipeline":
-        """Load all components of a checkpoint in either layout.
+    def from_checkpoint(
+        cls, path: str | Path, device=None, dtype: torch.dtype | None = None, options: Options | None = None, dit=None
+    ) -> "Pipeline":
+        """Load all components of a checkpoint in either layout; `dit` is another one that its DiT is taken from.
 
         `dtype` is that of the text encoder and the DiT: float32 by default on a CPU, bfloat16 elsewhere. The VAE runs
         in float32, as in the reference.
         """
         checkpoint, device = Checkpoint.open(path), torch.device(device or "cpu")
+        package = Checkpoint.open(dit) if dit else checkpoint
         return cls(
             tokenizer=Tokenizer(checkpoint.tokenizer_directory),
             text_encoder=checkpoint.load_text_encoder(device, dtype or default_dtype(device)),
-            denoiser=load_denoiser(checkpoint, checkpoint.card.geometry, device, dtype),
+            denoiser=load_denoiser(package, checkpoint.card.geometry, device, dtype, options),
             vae=accelerate(checkpoint.load_vae(device, torch.float32)),
             card=checkpoint.card,
             clip=checkpoint.load_clip(device, torch.float32) if checkpoint.dit_config().image_dim else None,

@@ -15,6 +15,7 @@ from export.dit.formats import DitWeights
 from export.dit.lora import Lora, merge
 from wan.checkpoint import Checkpoint
 from wan.dit import WanDiT
+from wan.optimize import cast
 from wan.pipeline import Pipeline, default_dtype, denoiser
 from wan.text import Tokenizer
 
@@ -78,7 +79,7 @@ def measure(
     if device == "cpu" and sum(prod(each.shape(name)) for each in weights for name in each.names) > CPU_PARAMETERS:
         return {"skipped": f"more than {CPU_PARAMETERS} parameters and no GPU"}
     dtype = default_dtype(torch.device(device))
-    merged = [merged_dit(checkpoint, each, loras, device).to(dtype) for each in weights]
+    merged = [cast(merged_dit(checkpoint, each, loras, device), dtype) for each in weights]
     pipeline = Pipeline(
         tokenizer=Tokenizer(checkpoint.tokenizer_directory),
         text_encoder=checkpoint.load_text_encoder(device, dtype),
