@@ -82,3 +82,17 @@ def test_each_expert_is_priced_by_its_own_guidance():
 def test_the_switches_survive_the_file(tmp_path):
     replace(COST, switches={20: 5}).write(tmp_path / "cost.json", {})
     assert CostModel.load(tmp_path / "cost.json").switches == {20: 5}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "whole", "half"), [("unipc", 5, 0), ("euler", 8, 0), ("euler", 16, 12), ("dpm++", 16, 6)]
+)
+def test_steps_that_a_clip_leaves_out_are_those_of_the_first_expert(sampler, whole, half):
+    """Half of 20 steps, or with Euler all of them from half the noise: what the first expert's guidance costs of them."""
+    cost = replace(COST, switches={20: whole})
+    values = asdict(REQUEST) | {"cache_threshold": 0.0, "guidance_end": 1.0, "strength": 0.5, "sampler": sampler}
+    full, unguided = (
+        cost.predict(values | changed, Geometry(), media=("video",)) for changed in ({}, {"guidance_scale": 1.0})
+    )
+    tokens = Geometry().tokens(64, 64, 17)
+    assert full - unguided == pytest.approx(half * (cost.step(tokens, 2, True) - cost.step(tokens, 1, True)))

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline
@@ -211,3 +212,12 @@ def test_caches_are_calibrated_for_each_expert(pair, tmp_path):
     threshold = asked.cache_threshold
     table = cost.plan_table(pipeline, (20,), (threshold,))
     assert table["teacache"][20] == {threshold: "".join("01"[step.computed] for step in plan)}
+
+
+@pytest.mark.parametrize("sampler", ["unipc", "euler"])
+def test_a_clip_that_is_little_changed_is_the_second_experts_alone(pair, sampler):
+    pipeline = wan.Pipeline.from_checkpoint(pair)
+    clip = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
+    given = {"num_frames": 9, "steps": 10, "sampler": sampler, "seed": 1}
+    whole, part = (pipeline(PROMPT, video=clip, strength=s, **given).info["first_expert_steps"] for s in (1.0, 0.2))
+    assert (whole > 0, part) == (True, 0)

@@ -1,5 +1,6 @@
 """TI2V-5B from text: the pipeline of diffusers with a timestep for each token, and ours with one for all."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
@@ -8,6 +9,7 @@ import wan
 from tests.wan.reference import relative_error
 from wan.checkpoint import Checkpoint
 from wan.config import VAE22_MEAN, VAE22_STD
+from wan.errors import InvalidRequest
 
 PROMPT = "a blue square moves up on a white background"
 
@@ -62,3 +64,14 @@ def test_sizes_and_defaults_are_those_of_the_variant(root):
     assert card.geometry.tokens(1280, 704, 121) == 27280
     with pytest.raises(wan.InvalidRequest, match="height is 720; allowed: a multiple of 32"):
         card.request(prompt=PROMPT, height=720)
+
+
+def test_a_clip_is_changed_and_a_picture_refused(root):
+    pipeline = wan.Pipeline.from_checkpoint(root)
+    clip = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
+    size = {"width": 64, "height": 64, "num_frames": 9}
+    one, other = (pipeline(PROMPT, video=v, steps=4, strength=0.5, seed=1, **size) for v in (clip, clip[::-1]))
+    assert one.info["steps_computed"] == 2
+    assert not np.array_equal(one.frames, other.frames)
+    with pytest.raises(InvalidRequest, match="image is 'given'; allowed: with this model: video"):
+        pipeline(PROMPT, image=clip[0], steps=4, **size)
