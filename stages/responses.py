@@ -13,6 +13,7 @@ import torch
 from contract import faults
 from contract.faults import tagged
 from stages import device
+from stages.device import NotFinite
 from stages.run_directory import CheckpointRefused
 from wan.errors import Cancelled, InvalidRequest
 
