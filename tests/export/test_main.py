@@ -74,7 +74,8 @@ def test_a_count_below_one_is_refused(capsys):
 def test_the_manifest_tells_source_sizes_precision_and_parity(checkpoint, repository):
     written = json.loads((repository / "manifest.json").read_text())
     assert written["source"]["path"] == str(checkpoint.resolve())
-    assert set(written["parity"]) == {"text_encoder/model.onnx", "vae_decoder/first.onnx", "vae_decoder/next.onnx"}
+    steps = {f"{vae}/{step}.onnx" for vae in ("vae_encoder", "vae_decoder") for step in ("first", "next")}
+    assert set(written["parity"]) == {"text_encoder/model.onnx", *steps}
     assert all(entry["max_difference"] < 1e-4 * entry["max_value"] for entry in written["parity"].values())
     assert written["precision"]["vae_decoder"] == "float32"
     for name, entry in written["artifacts"].items():

@@ -225,6 +225,6 @@ def test_pre_stop_under_load_loses_nothing(wan):
     wan.start_worker("w2")
     until(lambda: wan.completed(jobs))
     text = wan.processes["w2"].log.read_text() + wan.processes["w1"].log.read_text()
-    assert "handed over" in text
+    assert "handed_over" in text
     resumed = [int(step) for step in re.findall(r'"resumed_from": (\d+)', text)]
     assert any(step > 0 for step in resumed), "the job that was handed over began again"

@@ -96,7 +96,7 @@ def test_every_size_of_the_plans_is_warmed_and_the_default_first(stage, monkeypa
         return artifacts
 
     monkeypatch.setattr(Artifacts, "open", with_plans)
-    monkeypatch.setattr("wan.denoise.Denoiser.run", lambda self, conditioning, request: ran.append(request))
+    monkeypatch.setattr("wan.denoise.Denoiser.run", lambda self, conditioning, request, **options: ran.append(request))
     stage()
     assert list(dict.fromkeys((r.width, r.height) for r in ran)) == [(64, 64), (32, 48)]
 
