@@ -56,7 +56,9 @@ def test_what_the_checkpoint_cannot_do_is_refused_by_name(sora):
         lambda: sora.videos.create_character(name="x", video=b"clip"),
     ):
         # the served model changes clips, which this is none; characters there are none at all
-        with pytest.raises(openai.BadRequestError, match=r"video is (a file of another kind|'a clip'; allowed: nothing)"):
+        with pytest.raises(
+            openai.BadRequestError, match=r"video is (a file of another kind|'a clip'; allowed: nothing)"
+        ):
             call()
 
 
