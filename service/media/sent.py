@@ -77,12 +77,12 @@ class Base64:
             self.upload.broken = f"base64 in full ({error})"
 
 
-def source_of(value) -> Source | None:
-    """The value of a body's field as a source; ValueError says what is allowed."""
+def source_of(value, depth: int = 2) -> Source | None:
+    """The value of a body's field, which may stand in {"image_url": {"url": …}}, as a source; ValueError says what is allowed."""
     if value is None:
         return None
-    if isinstance(value, dict) and len(value) == 1 and set(value) <= {"image_url", "video_url", "url"}:
-        return source_of(next(iter(value.values())))
+    if depth and isinstance(value, dict) and len(value) == 1 and set(value) <= {"image_url", "video_url", "url"}:
+        return source_of(next(iter(value.values())), depth - 1)
     if isinstance(value, Upload):
         if value.broken:
             raise ValueError(value.broken)
