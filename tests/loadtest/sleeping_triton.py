@@ -31,7 +31,7 @@ DENOISE = """steps = pb_utils.get_input_tensor_by_name(request, "STEPS")
             seconds = {{"text_encoder": {encode}, "denoise": {step} * count, "vae_decoder": 0.0}}
             info = json.dumps({{"seconds": seconds}})
             answers.append(pb_utils.InferenceResponse([
-                pb_utils.Tensor("FRAMES", np.zeros((5, 16, 16, 3), np.uint8)),
+                pb_utils.Tensor("FRAMES", np.arange(5 * 16 * 16 * 3).astype(np.uint8).reshape(5, 16, 16, 3)),
                 pb_utils.Tensor("INFO", np.array([info.encode()], object))]))"""
 OPTIONAL = """, { name: "STEPS" data_type: TYPE_INT32 dims: [ 1 ] optional: true },
   { name: "SEED" data_type: TYPE_INT64 dims: [ 1 ] optional: true }"""

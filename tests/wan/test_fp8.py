@@ -61,7 +61,7 @@ def test_swap_replaces_only_what_is_named_and_refuses_other_modules():
 
 
 def test_dit_without_scales_loads_as_usual(checkpoint):
-    dit = fp8.load_dit(Checkpoint.open(checkpoint))
+    dit = Checkpoint.open(checkpoint).load_dit()
     assert isinstance(dit.blocks[0].ffn[0], nn.Linear)
 
 
