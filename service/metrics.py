@@ -11,6 +11,7 @@ from pathlib import Path
 
 from service.errors import Fault
 from service.store import Priority
+from service.store.jobs import TERMINAL
 
 # up to an hour: a 14B video takes minutes
 BUCKETS = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 240, 480, 900, 1800, 3600)
@@ -64,7 +65,7 @@ def store_metrics(stats: dict[str, dict]) -> str:
         }
 
     of_all = next(iter(stats.values()))  # which holds what is not counted by model
-    finished = {status: of_all["finished"].get(status, 0) for status in ("completed", "failed", "cancelled")}
+    finished = {status: of_all["finished"].get(status, 0) for status in TERMINAL}
     family("wan_jobs_total", "counter", "Jobs that ended", _labelled("status", finished))
     faults = {fault.value: of_all["faults"].get(fault.value, 0) for fault in Fault}
     family("wan_attempts_lost_total", "counter", "Attempts that made no video", _labelled("fault", faults))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wan.config import ClipConfig
 from wan.errors import InvalidRequest
+from wan.keys import rename_first
 from wan.tensor_files import TensorFiles
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training pictures
@@ -111,11 +112,7 @@ _FROM_OFFICIAL = [
 
 def from_official(key: str) -> str:
     """`visual.transformer.0.norm1.weight` -> `encoder.layers.0.layer_norm1.weight`."""
-    for pattern, replacement in _FROM_OFFICIAL:
-        key, hits = re.subn(pattern, replacement, key)
-        if hits:
-            break
-    return key
+    return rename_first(_FROM_OFFICIAL, key)
 
 
 def from_transformers(key: str) -> str:

@@ -37,12 +37,18 @@ _ATTENTION_PARTS = [
 ]
 
 
+def rename_first(rules: list[tuple[str, str]], key: str) -> str:
+    """`key` by the first of `rules` (pattern, replacement) that matches; unchanged where none does."""
+    for pattern, replacement in rules:
+        renamed, hits = re.subn(pattern, replacement, key)
+        if hits:
+            return renamed
+    return key
+
+
 def dit_from_diffusers(key: str) -> str:
     """`blocks.0.attn1.to_q.weight` -> `blocks.0.self_attn.q.weight`."""
-    for pattern, replacement in _DIT_RULES:
-        key, hits = re.subn(pattern, replacement, key)
-        if hits:
-            break
+    key = rename_first(_DIT_RULES, key)
     if "self_attn." in key or "cross_attn." in key:
         for pattern, replacement in _ATTENTION_PARTS:
             key = re.sub(pattern, replacement, key)
@@ -104,11 +110,7 @@ _UMT5_RULES = [
 
 def umt5_from_official(key: str) -> str:
     """Official umT5 name to that of transformers' UMT5EncoderModel (the one network whose module is not ours)."""
-    for pattern, replacement in _UMT5_RULES:
-        key, hits = re.subn(pattern, replacement, key)
-        if hits:
-            break
-    return key
+    return rename_first(_UMT5_RULES, key)
 
 
 _TO_DIT = [
@@ -130,10 +132,7 @@ _TO_DIT = [
 
 def dit_to_diffusers(key: str) -> str:
     """`blocks.0.self_attn.q.weight` -> `blocks.0.attn1.to_q.weight`, for text-to-video models."""
-    for pattern, replacement in _TO_DIT:
-        key, hits = re.subn(pattern, replacement, key)
-        if hits:
-            break
+    key = rename_first(_TO_DIT, key)
     if ".attn" in key:
         key = re.sub(r"\.([qkv])\.(weight|bias)$", r".to_\1.\2", key)
         key = re.sub(r"\.o\.(weight|bias)$", r".to_out.0.\1", key)

@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loadtest.base.stats import percentile
@@ -67,7 +67,7 @@ def fill(store: JobStore, count: int) -> None:
         with store.database.write() as conn:
             now = store.database.now(conn)
             for index in range(start, min(start + 2000, count)):
-                queueing.add(conn, now, new_job(index), OPEN)
+                queueing.add(conn, now, replace(new_job(index), model=store.model), OPEN)
 
 
 def new_job(index: int) -> NewJob:

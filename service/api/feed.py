@@ -18,13 +18,13 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api.answers import VideoAnswer
 from service.errors import NotFound, RateLimited, ServiceError, Unavailable
+from service.store.jobs import TERMINAL
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0  # the longest time between two rounds
 CHANGED_AT_ONCE, WAITING_AT_ONCE = 100, 50  # jobs that are read in one round: changed ones, and places in the queue
 READ_REST = 4.0  # pause after reading: this many times what it took
 TELL_AT_ONCE, TELL_REST = 20, 0.02  # followers that get news together; seconds until the next ones do
-TERMINAL = ("completed", "failed", "cancelled")
 
 
 @dataclass(frozen=True)

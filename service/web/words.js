@@ -47,6 +47,7 @@ const CHINESE = {
   "Guidance until": "引导截止",
   "Flow shift": "流偏移",
   "Sampler": "采样器",
+  "Strength": "重绘强度",
   "Step cache": "步骤缓存",
   "Cache threshold": "缓存阈值",
   "Cache from": "缓存起点",

@@ -4,6 +4,7 @@ A full disk is a small tmpfs with a file that fills it; it needs root.
 """
 
 import contextlib
+import functools
 import os
 import socket
 import subprocess
@@ -16,12 +17,17 @@ import pytest
 from service.launcher.server import TritonServer
 from service.stack import ROOT
 from service.storage import Storage
-from service.store import JobStore, NewJob
+from service.store import JobStore
+from tests.service import running
 from tests.service.fake_triton import FakeTriton
 from tests.service.running import gateway, settings_for, worker
 
-REQUEST = {"prompt": "a red circle moves left on a black background", "width": 32, "height": 32, "num_frames": 5, "steps": 10,
-           "guidance_scale": 1.0, "fps": 16, "seed": 7}  # fmt: skip
+PROMPT = "a red circle moves left on a black background"  # real Triton draws it, so a real one
+until = functools.partial(running.until, seconds=40.0)
+
+
+def submit(store, **more):
+    return running.submit(store, prompt=PROMPT, **more)
 
 
 class SmallDisk:
@@ -61,17 +67,6 @@ def small_disk():
     yield mount
     for disk in disks:
         disk.unmount()
-
-
-def submit(store, **more):
-    return store.submit(NewJob("anonymous", REQUEST | more, cost=1.0))[0].id
-
-
-def until(check, seconds=40.0):
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def completed(store, job_id):

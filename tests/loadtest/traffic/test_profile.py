@@ -42,7 +42,7 @@ def test_every_shipped_profile_is_valid(path):
         (GOOD + "target: {kind: triton-grpc}", ["target.url", "grpc://"]),
         (GOOD + "mix: [{name: a, num_frames: 16}]", ["mix.0", "16", "4n + 1"]),
         (GOOD + "mix: [{name: a, width: 64}]", ["mix.0", "width and height"]),
-        (GOOD + "mix: [{name: a, width: 60, height: 64}]", ["mix.0.width", "60", "16"]),
+        (GOOD + "mix: [{name: a, width: 60, height: 64}]", ["mix.0: width is 60", "multiple of 16"]),
         (GOOD + "mix: [{name: a, cache: fast}]", ["mix.0.cache", "fast", "teacache"]),
         (GOOD + "mix: [{name: a, guidance_end: 2}]", ["mix.0.guidance_end", "2", "less than or equal to 1"]),
         (GOOD + "mix: []", ["mix", "at least 1"]),

@@ -16,19 +16,7 @@ from service.store import JobStore
 from service.worker import health, run_directories, status
 from tests.service import pictures
 from tests.service.fake_triton import FakeTriton
-from tests.service.running import gateway, over, settings_for, submit, until, worker
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return settings_for(tmp_path)
-
-
-@pytest.fixture
-def store(settings):
-    opened = JobStore.from_settings(settings)
-    yield opened
-    opened.close()
+from tests.service.running import gateway, over, submit, until, worker
 
 
 def of_its_own(settings, name, **more):

@@ -5,26 +5,12 @@ import json
 import time
 
 import httpx
-import pytest
 
 from service.errors import GenerationRejected, StageHung
 from service.storage import Storage
-from service.store import JobStore
 from service.worker import run_directories
 from tests.service.fake_triton import FakeTriton
-from tests.service.running import WorkerThread, over, settings_for, submit, until, worker
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return settings_for(tmp_path)
-
-
-@pytest.fixture
-def store(settings):
-    opened = JobStore.from_settings(settings)
-    yield opened
-    opened.close()
+from tests.service.running import WorkerThread, over, submit, until, worker
 
 
 def test_a_job_becomes_a_video_and_leaves_nothing_else(settings, store):

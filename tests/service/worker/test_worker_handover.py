@@ -7,26 +7,13 @@ import sys
 import time
 
 import psutil
-import pytest
 
 from service.stack import ROOT
 from service.storage import Storage
 from service.store import JobStore, upkeep
 from service.worker import run_directories
 from tests.service.fake_triton import FakeTriton
-from tests.service.running import WorkerThread, over, settings_for, submit, until, worker
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return settings_for(tmp_path)
-
-
-@pytest.fixture
-def store(settings):
-    opened = JobStore.from_settings(settings)
-    yield opened
-    opened.close()
+from tests.service.running import WorkerThread, over, submit, until, worker
 
 
 def test_a_worker_that_starts_again_under_its_name_goes_on_at_once(settings, store):
