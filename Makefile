@@ -5,7 +5,11 @@ OUT ?=
 IMAGE ?=
 LAST_IMAGE ?=
 VIDEO ?=
+CHECKPOINT ?=
+TARGET ?= auto
 BIN := .venv/bin
+# Each checkpoint has a repository of its own, so that going back to one exports nothing.
+SERVED = --target $(TARGET) $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)" --repository "build/repository-$(notdir $(CHECKPOINT:/=))")
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .PHONY: setup run serve test coverage bench tiny lint clean
@@ -25,11 +29,11 @@ setup: .venv/run.stamp  ## the environment that serves
 	@touch $@
 
 run: setup  ## one video: make run PROMPT="a blue star moves up on a white background" [IMAGE=photo.png] [OUT=star.mp4]
-	$(BIN)/python -m service.run --prompt "$(PROMPT)" $(if $(IMAGE),--image "$(IMAGE)") \
+	$(BIN)/python -m service.run $(SERVED) --prompt "$(PROMPT)" $(if $(IMAGE),--image "$(IMAGE)") \
 	  $(if $(LAST_IMAGE),--last-image "$(LAST_IMAGE)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(OUT),--out "$(OUT)")
 
 serve: setup  ## Triton, the worker and the web service, until Ctrl-C
-	$(BIN)/python -m service.serve
+	$(BIN)/python -m service.serve $(SERVED)
 
 test: .venv/test.stamp  ## the whole suite
 	$(BIN)/python -m pytest

@@ -7,6 +7,8 @@ from contract.parameters import MISSING, NEGATIVE_PROMPT, PARAMETERS, Parameter
 def _default(parameter: Parameter) -> str:
     if parameter.default is MISSING:
         return "drawn" if parameter.name == "seed" else "required"
+    if parameter.default is None:
+        return "the variant's, if it has one"
     return "the official one" if parameter.default == NEGATIVE_PROMPT else f"{parameter.default}"
 
 

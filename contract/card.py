@@ -16,10 +16,10 @@ from contract.errors import InvalidCard, InvalidRequest
 from contract.geometry import Geometry
 from contract.media import BY_NAME as MEDIA
 from contract.parameters import PARAMETERS, Defaults, GenerationRequest, Parameter
-from contract.variants import BY_NAME
+from contract.variants import BY_NAME, Variant
 
 KEYS = ("variant", "geometry", "defaults", "takes", "needs")
-MODEL_KEYS = ("teacache", "magcache", "vae")  # of wan.json, for wan.checkpoint
+MODEL_KEYS = ("teacache", "magcache", "vae", "boundary")  # of wan.json, for wan.checkpoint
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class ModelCard:
             raise InvalidCard(f"{source}: variant is {name!r}; allowed: {', '.join(BY_NAME)}")
         defaults = Defaults.from_dict(values.get("defaults", {}), f"{source}: defaults", BY_NAME[name].defaults)
         row = BY_NAME[name]
+        if foreign := [n for n in sorted(row.unused) if getattr(defaults, n) is not None]:
+            raise InvalidCard(f"{source}: defaults: {foreign[0]} means nothing to the variant {name}; leave it out")
         media = {key: _media(values.get(key, getattr(row, key)), f"{source}: {key}") for key in ("takes", "needs")}
         return cls(name, _geometry(values.get("geometry", {}), source), defaults, **media)
 
@@ -56,6 +58,10 @@ class ModelCard:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+    @property
+    def row(self) -> Variant:
+        return BY_NAME[self.variant]
 
     @property
     def continues(self) -> bool:
@@ -75,7 +81,19 @@ class ModelCard:
 
     def request(self, **given) -> GenerationRequest:
         """The validated request of this model; see `GenerationRequest.create`."""
-        return GenerationRequest.create(self.defaults, self.geometry, **given)
+        return GenerationRequest.create(self.defaults, self.geometry, self.row.unused, **given)
+
+    def warnings(self, request: GenerationRequest) -> list[str]:
+        """What a request asks for that the model was not trained for."""
+        trained = self.row.distilled_steps
+        found: list[str] = []
+        if trained is None:
+            return found
+        if request.guided:
+            found.append("guidance: this model was distilled without it; a guidance scale other than 1 blurs the video")
+        if request.steps != trained:
+            found.append(f"steps is {request.steps}: this model was distilled to {trained}")
+        return found
 
     def describe(self, parameter: Parameter) -> dict:
         """One parameter for clients that draw forms: bounds, default and words."""
@@ -85,8 +103,8 @@ class ModelCard:
         return parameter.rule.schema(self.geometry) | about
 
     def limits(self) -> dict[str, dict]:
-        """`describe` of every parameter, by name, in the order of a form."""
-        return {p.name: self.describe(p) for p in PARAMETERS}
+        """`describe` of every parameter of the variant, by name, in the order of a form."""
+        return {p.name: self.describe(p) for p in PARAMETERS if p.name not in self.row.unused}
 
 
 def _media(names, source: str) -> tuple[str, ...]:

@@ -15,10 +15,11 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from contract.errors import InvalidCard
 from contract.geometry import Geometry
-from contract.parameters import PARAMETERS, guided_steps, may_skip, steps_of_clip
+from contract.parameters import BY_NAME, PARAMETERS, guided_steps, may_skip, steps_of_clip
 
 PRICED = tuple(p.name for p in PARAMETERS if p.priced)
 OF_CLIPS = ("sampler", "strength")  # priced with a clip that is changed
@@ -42,6 +43,8 @@ class CostModel:
     per_skipped_token: float = 0.0
     encoding_share: float = 0.6  # the encoder has about so much of the decoder's work; CLIP's is next to nothing
     skipped_per_threshold: float = 1.5  # where plans knows nothing of the cache
+    first_expert: float = 0.5  # share of the steps, where `switches` knows nothing
+    switches: dict[int, int] = field(default_factory=dict)  # steps -> those of the first of two experts
     plans: Plans = field(default_factory=dict)
 
     def step(self, tokens: int, branches: int, computed: bool) -> float:
@@ -69,18 +72,30 @@ class CostModel:
 
         `continues`: the model goes on from a clip (`ModelCard.continues`); else it changes it, and runs fewer steps.
         """
-        named = (request[name] for name in PRICED if name not in OF_CLIPS)
-        width, height, frames, steps, scale, end, cache, threshold, *skip = named
+        named = [name for name in PRICED if name not in OF_CLIPS]
+        # what is None not every variant has, and a request from before it was declared lacks it
+        values: list[Any] = [request.get(name) if BY_NAME[name].default is None else request[name] for name in named]
+        width, height, frames, steps, scale, second_scale, end, cache, threshold, *skip = values
+        first = steps if second_scale is None else self.first_steps(steps)
         if "video" in media and not continues:
-            steps = steps_of_clip(steps, **{name: request[name] for name in OF_CLIPS})
-        guided = guided_steps(steps, scale, end)
+            whole, clip = steps, {name: request[name] for name in OF_CLIPS}
+            steps = steps_of_clip(whole, **clip)
+            first = _first_of_clip(whole, first, steps, **clip)
+        guided = [guided_steps(steps, scale if i < first else second_scale, end) for i in range(steps)]
         plan = [
-            (computed or not may_skip(i, steps, *skip), 2 if i < guided else 1)
+            (computed or not may_skip(i, steps, *skip), 2 if i < guided[i] else 1)
             for i, computed in enumerate(self.plan(steps, cache, threshold))
         ]
         size = width, height, frames
         encoding = self.encoding_share * self.decoding(*size, geometry) if media else 0.0
         return self.seconds(size, plan, geometry) + encoding
+
+    def first_steps(self, steps: int) -> int:
+        """How many steps the first of two experts takes, after the nearest number of steps that is known."""
+        if not self.switches:
+            return round(self.first_expert * steps)
+        nearest = min(self.switches, key=lambda count: abs(count - steps))
+        return round(self.switches[nearest] * steps / nearest)
 
     def plan(self, steps: int, cache: str, threshold: float) -> list[bool]:
         """Which steps are computed: exact for the numbers of steps in `plans`, else after the nearest one."""
@@ -112,7 +127,8 @@ class CostModel:
             needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
             known = {f.name: values[f.name] for f in fields(cls) if f.name in needed or f.name in values}
             plans = _plans(known.pop("plans", {}))
-            return cls(**{name: float(value) for name, value in known.items()}, plans=plans)
+            switches = {int(steps): int(first) for steps, first in known.pop("switches", {}).items()}
+            return cls(**{name: float(value) for name, value in known.items()}, plans=plans, switches=switches)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             names = ", ".join(f.name for f in fields(cls))
             raise InvalidCard(
@@ -123,6 +139,15 @@ class CostModel:
         """The file that the service reads (WAN_COST_FILE); `about` goes first."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(about | asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+def _first_of_clip(steps: int, first: int, kept: int, strength: float, sampler: str) -> int:
+    """How many of the `kept` steps that are run on a clip the first expert takes, of `first` in the whole schedule."""
+    if first == steps:
+        return kept
+    if sampler == "euler":  # all steps, from a lower level on
+        return max(0, round(steps - (steps - first) / strength))
+    return max(0, first - (steps - kept))
 
 
 def _plans(written: dict) -> Plans:

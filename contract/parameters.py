@@ -24,13 +24,13 @@ NEGATIVE_PROMPT = (
     "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"
     "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
-SAMPLERS = ("unipc", "euler", "dpm++")
+SAMPLERS = ("unipc", "euler", "dpm++", "renoise")
 CACHES = ("teacache", "magcache")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """What is known of one parameter.
+    """What is known of one parameter. Whose default is None not every variant has; `Variant.unused` says which.
 
     `group`: where the page's form shows it. `lossless`: the value that costs no quality, of a parameter that trades it for
     time. `tensor`: whether Triton takes it.
@@ -98,6 +98,10 @@ class _Sampling:
     guidance_scale: float = _parameter(
         Number(1, 30), 5.0, label="Guidance", help="1: no guidance, half the work.", aliases=("cfg_scale",), priced=True
     )
+    guidance_scale_2: float | None = _parameter(
+        Number(1, 30), None, label="Guidance, low noise", priced=True,
+        help="That of the second expert, where a model has two; guidance_scale is that of the first.",
+    )  # fmt: skip
     guidance_end: float = _parameter(
         Number(0, 1), 1.0, label="Guidance until", lossless=1.0, priced=True,
         help="Share of the steps after which guidance is off and a step costs half; 1 keeps it to the end.",
@@ -105,7 +109,10 @@ class _Sampling:
     flow_shift: float = _parameter(
         Number(0.1, 30), 5.0, label="Flow shift", help="Sigma shift.", aliases=("sigma_shift", "sample_shift")
     )
-    sampler: str = _parameter(Choice(SAMPLERS), "unipc", label="Sampler", priced=True)
+    sampler: str = _parameter(
+        Choice(SAMPLERS), "unipc", label="Sampler", priced=True,
+        help="Sampler; renoise, which draws fresh noise at each step, is for models distilled to few steps.",
+    )  # fmt: skip
     strength: float = _parameter(
         Number(0, 1), 0.8, label="Strength", aliases=("denoising_strength",), priced=True,
         help="How much of a given clip is made anew; only with a clip that is changed. Euler runs all steps from that level "
@@ -146,7 +153,8 @@ class Defaults(_Sampling):
             raise InvalidCard(f"{source}: unknown keys {unknown}; known: {sorted(f.name for f in fields(cls))}")
         try:
             for name, value in values.items():
-                BY_NAME[name].rule.check(name, value)
+                if value is not None or BY_NAME[name].default is not None:
+                    BY_NAME[name].rule.check(name, value)
         except InvalidRequest as error:
             raise InvalidCard(f"{source}: {error}") from None
         return cls(**(asdict(base or cls()) | values))
@@ -164,10 +172,12 @@ class GenerationRequest(_Sampling):
     )
 
     @classmethod
-    def create(cls, defaults: Defaults, geometry: Geometry, **given) -> "GenerationRequest":
+    def create(
+        cls, defaults: Defaults, geometry: Geometry, unused: frozenset[str] = frozenset(), **given
+    ) -> "GenerationRequest":
         """Take `given`, the defaults where it is absent or None, and draw a seed if there is none.
 
-        Raises InvalidRequest, also for a name that is not a parameter.
+        Raises InvalidRequest, also for a name that is not a parameter or that the model does not use.
         """
         names = [f.name for f in fields(cls)]
         for name in given:
@@ -175,10 +185,13 @@ class GenerationRequest(_Sampling):
                 raise InvalidRequest(name, given[name], f"one of the parameters {', '.join(names)}")
         values = {name: getattr(defaults, name) for name in names if hasattr(defaults, name)}
         values |= {name: value for name, value in given.items() if value is not None}
+        for name in sorted(unused):
+            if values.get(name) is not None:
+                raise InvalidRequest(name, values[name], "nothing, as the served model does not use it")
         values.setdefault("seed", secrets.randbelow(2**31))
         if "prompt" not in values:
             raise InvalidRequest("prompt", None, f"{BY_NAME['prompt'].rule.words()}; it is required")
-        for name in names:
+        for name in (name for name in names if name not in unused):
             rule = BY_NAME[name].rule
             rule.check(name, values[name], geometry)
             values[name] = rule.python(values[name])
@@ -187,11 +200,12 @@ class GenerationRequest(_Sampling):
     @property
     def guided(self) -> bool:
         """Whether any step uses guidance, and so the negative prompt."""
-        return guided_steps(self.steps, self.guidance_scale, self.guidance_end) > 0
+        scales = {self.guidance_scale, self.guidance_scale_2 or self.guidance_scale}
+        return any(guided_steps(self.steps, scale, self.guidance_end) for scale in scales)
 
     def unguided(self) -> "GenerationRequest":
         """The same without guidance."""
-        return replace(self, guidance_scale=1.0)
+        return replace(self, guidance_scale=1.0, guidance_scale_2=self.guidance_scale_2 and 1.0)
 
     def fingerprint(self, model: str, media: Mapping[str, str] | None = None) -> str:
         """What a checkpoint of a run belongs to: every parameter that changes latents, the identity of the model, and the

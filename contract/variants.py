@@ -4,7 +4,8 @@ Rows are recognised by the structure of a checkpoint (tensor names and shapes). 
 and the configurations of Wan-Video/Wan2.1; defaults: its README and generate.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from contract.parameters import NEGATIVE_PROMPT, Defaults
 
@@ -39,7 +40,9 @@ class Variant:
     """One row. `sizes` is None for the row that any other size of the same structure falls to.
 
     `takes` names the media (`contract.media`) that a request may carry, `needs` those it must. `missing` says what this
-    package lacks to serve it; empty: served.
+    package lacks to serve it; empty: served. `boundary`: share of the timesteps from which on the first of two experts
+    answers. `unused`: parameters that mean nothing to it. `distilled_steps`: those that it was distilled to, without
+    guidance; `levels`: the noise levels of these steps, where no flow shift gives them.
     """
 
     name: str
@@ -53,6 +56,10 @@ class Variant:
     takes: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     missing: str = ""
+    boundary: float | None = None
+    unused: frozenset[str] = frozenset({"guidance_scale_2"})
+    distilled_steps: int | None = None
+    levels: tuple[float, ...] = ()
 
     def fits(self, structure: Structure) -> bool:
         if self.sizes and (self.sizes.dim, self.sizes.num_layers) != (structure.dim, structure.num_layers):
@@ -70,17 +77,35 @@ _IMAGE = frozenset({"img_emb"})
 _TWO_IMAGES = _IMAGE | {"emb_pos"}
 _CLIP, _START, _ENDS = ("video",), ("image", "video"), ("image", "last_image")
 _ALL = ("image", "last_image", "video")
-_480P, _720P = {"width": 832, "height": 480}, {"width": 1280, "height": 720}
-_STEADY = {"negative_prompt": "镜头晃动，" + NEGATIVE_PROMPT, "guidance_scale": 5.0}
-_UNCUT = {"negative_prompt": "镜头切换，镜头晃动，" + NEGATIVE_PROMPT, "guidance_scale": 5.0}
+_480P: dict[str, Any] = {"width": 832, "height": 480}
+_720P: dict[str, Any] = {"width": 1280, "height": 720}
+_STEADY: dict[str, Any] = {"negative_prompt": "镜头晃动，" + NEGATIVE_PROMPT, "guidance_scale": 5.0}
+_UNCUT: dict[str, Any] = {"negative_prompt": "镜头切换，镜头晃动，" + NEGATIVE_PROMPT, "guidance_scale": 5.0}
 _FUN = Defaults(steps=50, sampler="euler", flow_shift=5.0, guidance_scale=6.0)
 _FLF2V = Defaults(steps=50, flow_shift=16.0, **_UNCUT, **_720P)
+
+# Wan-Video/Wan2.2, wan/configs: the pair of guidance scales there is (low noise, high noise)
+_T2V_A14B = Defaults(steps=40, flow_shift=12.0, guidance_scale=4.0, guidance_scale_2=3.0)
+_I2V_A14B = Defaults(steps=40, flow_shift=5.0, guidance_scale=3.5, guidance_scale_2=3.5)
+_TI2V_5B = Defaults(width=1280, height=704, num_frames=121, fps=24, steps=50, flow_shift=5.0, guidance_scale=5.0)
+_TWO: dict[str, Any] = {"experts": 2, "unused": frozenset()}
+
+# Distilled weights look like those they come from, so wan.json must name their row. LightX2V's and Lightning's take plain
+# Euler steps; TurboDiffusion's rCM (sigma_max 80) and FastVideo's DMD noise their answers again.
+_FOUR_STEPS: dict[str, Any] = {"steps": 4, "flow_shift": 5.0, "guidance_scale": 1.0, "sampler": "euler"}
+_RCM = (0.987654, 0.933781, 0.852895, 0.608979)
+_DMD = (1.0, 0.757, 0.522)
 
 # Of two rows that fit, the first is taken unless a manifest or wan.json names the other.
 VARIANTS = (
     Variant("t2v-1.3b", "Wan2.1 T2V 1.3B", _1_3B, defaults=Defaults(guidance_scale=6.0, flow_shift=8.0), takes=_CLIP),
     Variant("t2v-14b", "Wan2.1 T2V 14B", _14B, defaults=Defaults(guidance_scale=5.0, flow_shift=5.0), takes=_CLIP),
     Variant("t2v", "text-to-video", takes=_CLIP),
+    Variant("t2v-4step", "text-to-video in 4 steps", defaults=Defaults(**_FOUR_STEPS), takes=_CLIP, distilled_steps=4),
+    Variant(
+        "t2v-rcm", "text-to-video by rCM",
+        defaults=Defaults(**_FOUR_STEPS | {"sampler": "renoise"}), takes=_CLIP, distilled_steps=4, levels=_RCM,
+    ),
     Variant(
         "i2v-14b-480p", "Wan2.1 I2V 14B 480P", _14B, 16, 20, _IMAGE,
         defaults=Defaults(steps=40, flow_shift=3.0, **_STEADY, **_480P), takes=_START, needs=("image",),
@@ -97,9 +122,20 @@ VARIANTS = (
     ),
     Variant("flf2v", "first and last frame", None, 16, 20, _TWO_IMAGES, takes=_ENDS, needs=_ENDS),
     Variant("i2v-2.2", "image-to-video without CLIP", None, 16, 20, takes=_ALL, needs=("image",)),
-    Variant("t2v-a14b", "Wan2.2 A14B text-to-video", None, experts=2, missing="two experts"),
-    Variant("i2v-a14b", "Wan2.2 A14B image-to-video", None, 16, 20, experts=2, missing="two experts"),
-    Variant("ti2v-5b", "Wan2.2 TI2V", None, 48, missing="the Wan 2.2 VAE"),
+    Variant("t2v-a14b", "Wan2.2 A14B text-to-video", None, defaults=_T2V_A14B, takes=_CLIP, boundary=0.875, **_TWO),
+    Variant(
+        "t2v-a14b-4step", "Wan2.2 A14B text-to-video in 4 steps",
+        defaults=Defaults(**_FOUR_STEPS, guidance_scale_2=1.0), takes=_CLIP, distilled_steps=4, boundary=0.875, **_TWO,
+    ),
+    Variant(
+        "i2v-a14b", "Wan2.2 A14B image-to-video", None, 16, 20,
+        defaults=_I2V_A14B, takes=_ALL, needs=("image",), boundary=0.9, **_TWO,
+    ),
+    Variant("ti2v-5b", "Wan2.2 TI2V", None, 48, defaults=_TI2V_5B, takes=_CLIP),
+    Variant(
+        "ti2v-5b-dmd", "Wan2.2 TI2V by DMD", None, 48, takes=_CLIP,
+        defaults=replace(_TI2V_5B, steps=3, guidance_scale=1.0, sampler="renoise"), distilled_steps=3, levels=_DMD,
+    ),
     Variant("vace", "VACE", None, 16, parts=frozenset({"vace_blocks"}), missing="VACE context blocks"),
 )  # fmt: skip
 BY_NAME = {variant.name: variant for variant in VARIANTS}

@@ -1,4 +1,4 @@
-"""`python -m export CHECKPOINT --target cpu|gpu --out build/repository`: a checkpoint to a Triton model repository.
+"""`python -m export CHECKPOINT --target cpu|workstation|gpu|auto --out build/repository`: a checkpoint to a Triton model repository.
 
 The repository appears complete or not at all. A second run with nothing changed does nothing.
 """
@@ -15,7 +15,7 @@ from export.driver import export
 from export.onnx.graphs import GraphMismatch
 from export.options import Options
 from export.placement import GIB
-from export.targets import TARGETS
+from export.targets import TARGETS, automatic
 from export.tensorrt.builder import HARDWARE, PlanOptions
 from wan.errors import WanError
 
@@ -40,12 +40,18 @@ def _parser() -> argparse.ArgumentParser:
     """No option has a default here, so that `_refuse` sees what was given."""
     parser = argparse.ArgumentParser(prog="python -m export", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("checkpoint", type=Path, help="directory in the official Wan or the Diffusers layout")
-    parser.add_argument("--target", choices=TARGETS, default="cpu")
+    parser.add_argument(
+        "--target", choices=(*TARGETS, "auto"), default="cpu", help="auto: what this machine serves best"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/repository"))
     add = parser.add_argument
     add("--denoise-instances", type=_positive(int), metavar="N", help="requests that denoise runs at once (default: 1)")
-    add("--dit", type=Path, metavar="PATH", help="take the DiT from this file or directory, FP8 formats included")
+    add(
+        "--dit", type=Path, metavar="PATH", action="append",
+        help="take the DiT from this file or directory, FP8 formats included; twice for two experts, high noise first",
+    )  # fmt: skip
     add("--lora", action="append", metavar="FILE[=STRENGTH]", help="merge into the DiT; repeatable")
+    add("--device", metavar="cuda:N", help="of the workstation target, cpu to try it (default: the first GPU)")
     add = parser.add_argument_group("GPU target: the DiT").add_argument
     add("--precision", metavar="PRESET", help=f"{', '.join(PRESETS)} (default: fp8)")
     add("--keep-first", type=int, metavar="N", help="first blocks that stay in bfloat16")
@@ -94,7 +100,8 @@ def _options(given: dict) -> Options:
         loras=tuple(parse_lora_argument(text) for text in given.get("lora", ())),
         quality="no_quality" not in given,
         plan=PlanOptions(**plan),
-        **some("denoise_instances", "dit", "placement", "gpus", "sizes", "size_range", "max_frames"),
+        dit=tuple(given.get("dit", ())),
+        **some("denoise_instances", "device", "placement", "gpus", "sizes", "size_range", "max_frames"),
     )
 
 
@@ -105,9 +112,10 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     command = shlex.join(["python", "-m", "export", *(sys.argv[1:] if arguments is None else arguments)])
     try:
-        _refuse(given, parsed.target)
+        target = automatic() if parsed.target == "auto" else parsed.target
+        _refuse(given, target)
         options = _options(given)
-        export(parsed.checkpoint, parsed.target, parsed.out, options, command, lambda text: print(text, flush=True))
+        export(parsed.checkpoint, target, parsed.out, options, command, lambda text: print(text, flush=True))
     except (WanError, GraphMismatch, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -19,10 +19,11 @@ from export.dit import package
 from export.dit.formats import DitWeights, with_dit
 from export.dit.lora import Lora
 from export.options import Options
-from export.placement import Gpu, Placement, choose, detect_gpus, parse_gpus
+from export.placement import GIB, Gpu, Placement, PlacementError, choose, detect_gpus, parse_gpus
 from export.tensorrt.graphs import parameters
 from export.tensorrt.sizes import Sizes, parse_sizes
 from export.tensorrt.vae_cache import decoder_slots
+from export.workstation import Fit, Needs, find
 from wan.checkpoint import Checkpoint
 from wan.errors import CheckpointError, UnsupportedCheckpoint
 from wan.text import TEXT_LENGTH
@@ -64,6 +65,8 @@ class Build:
         if not self.media and self.dit.in_channels != self.dit.out_channels:
             title = self.checkpoint.variant.title
             raise UnsupportedCheckpoint(f"{root}: {title} takes pictures, whose encoders only --target cpu has so far")
+        if self.options.loras and len(self.weights) > 1:
+            raise CheckpointError(f"{root} has two experts; merging a LoRA into one of them is not done by this export")
         _ = self.card, self.loras
 
     @property
@@ -84,21 +87,24 @@ class Build:
         return self.checkpoint.text_config()
 
     @cached_property
-    def weights(self) -> DitWeights:
-        """The DiT's weights; raises UnsupportedCheckpoint for a format that is not known."""
-        weights = DitWeights(self.checkpoint.dit_tensors())
-        weights.check()
+    def weights(self) -> list[DitWeights]:
+        """Each expert's weights; raises UnsupportedCheckpoint for a format that is not known."""
+        experts = range(len(self.checkpoint.dit_folders))
+        weights = [DitWeights(self.checkpoint.dit_tensors(expert)) for expert in experts]
+        for each in weights:
+            each.check()
         return weights
 
     @cached_property
     def loras(self) -> list[Lora]:
-        shapes = {name: self.weights.shape(name) for name in self.weights.names}
+        shapes = {name: self.weights[0].shape(name) for name in self.weights[0].names}
         return [Lora(path, strength, shapes) for path, strength in self.options.loras]
 
     @cached_property
-    def quantised(self) -> list[package.Entry]:
-        """What a package in the precision that was asked for will hold."""
-        return package.contents(self.weights, self.options.precision, self.dit.num_layers)
+    def dit_bytes(self) -> list[int]:
+        """What each expert's package takes in the precision that was asked for."""
+        entries = [package.contents(each, self.options.precision, self.dit.num_layers) for each in self.weights]
+        return [package.package_bytes(each) for each in entries]
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -120,15 +126,46 @@ class Build:
         text_parameters = parameters(self.checkpoint.text_tensors())
         return {
             "text_encoder": memory.text_encoder(self.text, text_parameters, TEXT_LENGTH, batch=2),
-            "denoise": memory.denoise(self.dit, package.package_bytes(self.quantised), self.video, self.vae),
+            "denoise": memory.denoise(self.dit, sum(self.dit_bytes), self.video, self.vae),
             "vae_decoder": memory.vae_decoder(self.vae, decoder, decoder_slots(self.vae), self.video),
         }
+
+    @cached_property
+    def fit(self) -> Fit:
+        """How the stages of a workstation compute; raises PlacementError with the numbers if nothing fits."""
+        tensors = self.checkpoint.vae_tensors()
+        d = self.checkpoint.card.defaults
+        video = memory.Video(d.width, d.height, d.num_frames)
+        text, table = parameters(self.checkpoint.text_tensors()), self.text.vocab_size * self.text.d_model
+        vae = memory.vae_decoder(
+            self.vae, sum(map(prod, map(tensors.shape, tensors.names))), decoder_slots(self.vae), video
+        )
+        weights = memory.BF16 * sum(prod(each.shape(name)) for each in self.weights for name in each.names)
+        denoise = memory.denoise(self.dit, weights, video, self.vae)
+        needs = Needs(
+            dit=weights, dit_fp8=sum(self.dit_bytes), text_encoder=memory.BF16 * text,
+            text_streamed=memory.BF16 * (table + 2 * (text - table) // self.text.num_layers),
+            # the decoder computes in float32, twice what a plan in bfloat16 takes
+            rest=denoise.activations + denoise.caches + 2 * (vae.total - vae.context),
+        )  # fmt: skip
+        return find(needs, self.options.device)
 
     @cached_property
     def placement(self) -> Placement:
         """Chosen or checked; raises PlacementError with the numbers if it cannot fit."""
         totals = {stage: needs.total for stage, needs in self.memory.items()}
-        return choose(self.options.placement, self.gpus, totals, self.options.denoise_instances, self.report)
+        try:
+            return choose(self.options.placement, self.gpus, totals, self.options.denoise_instances, self.report)
+        except PlacementError as error:
+            if len(self.weights) == 1:
+                raise
+            raise PlacementError(f"{error}; {self.residency}, as they are not split or swapped") from None
+
+    @property
+    def residency(self) -> str:
+        """Where two experts stay."""
+        weights = " + ".join(f"{size / GIB:.1f}" for size in self.dit_bytes)
+        return f"denoise keeps both experts ({weights} GiB) on each of its GPUs"
 
     def template_values(self) -> dict:
         """What the placeholders of the configuration templates stand for, and which media the checkpoint takes."""

@@ -25,6 +25,7 @@ CODE = (
     "wan/known_frames.py",
     "wan/pictures.py",
     "wan/sizes.py",
+    "wan/structure.py",
     "wan/keys.py",
     "wan/config.py",
     "stages/*_runtime.py",

@@ -71,11 +71,13 @@ def _tokens(video: Video, vae: VAEConfig) -> int:
 def vae_decoder(config: VAEConfig, parameters: int, slots: list[CacheSlot], video: Video) -> StageMemory:
     """Two sets of caches in BF16; the widest layers have `dim` channels for a chunk of frames at full size.
 
+    In Wan 2.2 they are those where the last stage begins, at the size that patches of pixels leave.
     There live the input, the convolution's input with its past, the float32 form inside a norm and its result.
     """
     h, w = video.height // config.spatial_stride, video.width // config.spatial_stride
     caches = 2 * BF16 * sum(prod(slot.shape(h, w)) for slot in slots)
-    widest = config.dim * config.temporal_stride * video.width * video.height
+    wide = config.dim if config.patch == 1 else (config.decoder_dim or config.dim) * config.dim_mult[1]
+    widest = wide * config.temporal_stride * (video.width // config.patch) * (video.height // config.patch)
     frames = 3 * config.temporal_stride * video.width * video.height * FP32
     both_engines = 2 * parameters * BF16  # first and next step each hold the weights
     return StageMemory(both_engines, caches, widest * (3 * BF16 + 2 * FP32) + frames)

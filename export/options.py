@@ -12,10 +12,11 @@ class Options:
     """Every option of every target; the command line refuses those that its target does not take."""
 
     denoise_instances: int = 1
-    dit: Path | None = None
+    dit: tuple[Path, ...] = ()  # one for each expert
     loras: tuple[tuple[Path, float], ...] = ()
     precision: Precision = field(default_factory=Precision)
     quality: bool = True
+    device: str | None = None
     placement: str = "auto"
     gpus: str | None = None
     sizes: str | None = None

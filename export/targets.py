@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import prod
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -32,6 +33,7 @@ from wan.text import TEXT_LENGTH
 
 Step = Callable[[Build], dict]
 ERROR_PLOT = "fp8_errors.png"
+GPU_TRITON = Path("/opt/tritonserver/backends/tensorrt")  # of NVIDIA's image; the wheel's server knows no GPUs
 COPIED_FORMATS = ("float", "rows")  # which the denoise stage reads as they are
 
 
@@ -100,7 +102,8 @@ def bf16_graphs(build: Build) -> dict:
 
 def dit(build: Build) -> dict:
     """The DiT as it is; written in float32 where LoRAs or another file change it, or its format is not read here."""
-    if build.loras or build.options.dit or build.weights.format not in COPIED_FORMATS:
+    copied = all(weights.format in COPIED_FORMATS for weights in build.weights)
+    if build.loras or build.options.dit or not copied:
         return {"dit_package": _packaged(build, None)}
     package.copy_dit(build.checkpoint, paths.dit_checkpoint(build.repository))
     return {}
@@ -109,8 +112,8 @@ def dit(build: Build) -> dict:
 def quantised_dit(build: Build) -> dict:
     """The DiT in the precision that was asked for, with what that costs."""
     folder = paths.dit_checkpoint(build.repository)
-    file = folder / package.PRECISION_FILE
-    described = build.journal.step("DiT package", [file], lambda: _packaged(build, build.options.precision))
+    files = [place / package.PRECISION_FILE for place in package.report_folders(build.checkpoint, folder)]
+    described = build.journal.step("DiT package", files, lambda: _packaged(build, build.options.precision))
 
     def quality() -> dict:
         if not build.options.quality:
@@ -123,20 +126,30 @@ def quantised_dit(build: Build) -> dict:
 def _packaged(build: Build, precision: Precision | None) -> dict:
     build.say(f"DiT weights in {precision.preset if precision else 'float32'}")
     folder = paths.dit_checkpoint(build.repository)
-    elements = sum(prod(build.weights.shape(name)) for name in build.weights.names)
+    elements = sum(prod(weights.shape(name)) for weights in build.weights for name in weights.names)
     with tqdm(total=elements, unit="el", unit_scale=True, desc="DiT", leave=False, disable=None) as bar:
 
         def progress(name: str, count: int) -> None:
             bar.update(count)
 
         recipe = precision, build.loras, build.key(*build.recipe)
-        described = package.package(build.checkpoint, build.weights, folder, *recipe, progress=progress)
-    if described["errors"]:
+        described = [
+            package.package(build.checkpoint, weights, folder, *recipe, progress=progress, expert=expert)
+            for expert, weights in enumerate(build.weights)
+        ]
+    for place in package.report_folders(build.checkpoint, folder) if described[0]["errors"] else ():
         try:
-            plot_errors(folder / package.ERRORS_FILE, folder / ERROR_PLOT)
+            plot_errors(place / package.ERRORS_FILE, place / ERROR_PLOT)
         except ImportError:  # the images that serve have no matplotlib
             build.say(f"without matplotlib {package.ERRORS_FILE} is not drawn")
-    return described
+    return described[0] if len(described) == 1 else {"experts": described}
+
+
+def workstation_dit(build: Build) -> dict:
+    """In FP8 only where nothing else fits the GPU."""
+    if build.fit.precision != "fp8":
+        return dit(build)
+    return {"dit_package": _packaged(build, Precision("fp8"))}
 
 
 def preview(build: Build) -> dict:
@@ -159,11 +172,21 @@ def description(build: Build) -> dict:
     return {
         "clip": clip,
         "card": build.card.to_dict(),
-        "caches": sorted(build.checkpoint.caches),
+        "caches": sorted(set.intersection(*map(set, build.checkpoint.caches))),
         "text": {"length": TEXT_LENGTH, "dim": build.text.d_model},
         "dit": asdict(build.dit),
         "precision": {"text_encoder": "float32", "denoise": "float32", "vae_decoder": "float32"},
         "model": build.model,
+    }
+
+
+def workstation_description(build: Build) -> dict:
+    """Text encoder and decoder stay in the checkpoint, where their stages read them."""
+    precise = "float32" if build.fit.device == "cpu" else "bfloat16"
+    return description(build) | {
+        "device": build.fit.device,
+        "stream_text_encoder": build.fit.stream_text_encoder,
+        "precision": {"text_encoder": precise, "denoise": build.fit.precision, "vae_decoder": "float32"},
     }
 
 
@@ -182,6 +205,11 @@ def _cpu_options(build: Build) -> dict:
     """LoRAs count by content; another DiT is part of the source."""
     loras = [{"sha256": sha256_file(path), "strength": strength} for path, strength in build.options.loras]
     return {"denoise_instances": build.options.denoise_instances, "loras": loras}
+
+
+def _workstation_options(build: Build) -> dict:
+    precision = {"precision": asdict(Precision("fp8"))} if build.fit.precision == "fp8" else {}
+    return _cpu_options(build) | {"fit": asdict(build.fit)} | precision
 
 
 def _gpu_options(build: Build) -> dict:
@@ -208,6 +236,17 @@ def _plans_fit(manifest: dict, report: Callable[[str], None]) -> bool:
     return True
 
 
+def automatic() -> str:
+    """The best target of this machine: plans need TensorRT and a Triton that serves on GPUs."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    try:
+        import_tensorrt()
+    except ImportError:
+        return "workstation"
+    return "gpu" if GPU_TRITON.is_dir() else "workstation"
+
+
 TARGETS = {
     "cpu": Target(
         steps={
@@ -222,6 +261,18 @@ TARGETS = {
         code=("*.py", "onnx/*.py", "dit/*.py"),
         described=_cpu_options,
         media=True,
+    ),
+    "workstation": Target(
+        steps={
+            "configurations": configurations,
+            "tokenizer": tokenizer,
+            "DiT weights": workstation_dit,
+            "preview colours": preview,
+            "description": workstation_description,
+        },
+        options=frozenset({"denoise_instances", "dit", "lora", "device"}),
+        code=("*.py", "dit/*.py"),
+        described=_workstation_options,
     ),
     "gpu": Target(
         steps={

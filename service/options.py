@@ -9,6 +9,7 @@ from service.stack import ROOT
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "models/tiny", help="what to export if need be")
+    parser.add_argument("--target", default="auto", help="of the export: cpu, workstation (a GPU), gpu or auto")
     parser.add_argument("--repository", type=Path, default=ROOT / "build/repository", help="Triton model repository")
     parser.add_argument("--state", type=Path, default=ROOT / "var", help="jobs, videos and logs")
 

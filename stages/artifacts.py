@@ -21,7 +21,7 @@ class Artifacts:
 
     manifest: dict
     folder: Path  # <repository>/<model>/<version>
-    device: str | None = None  # that Triton gave the instance; None on a CPU
+    device: str | None = None  # that Triton gave the instance, or the export chose; None: not said
 
     @classmethod
     def open(cls, args: dict) -> "Artifacts":
@@ -29,8 +29,20 @@ class Artifacts:
         model = Path(args["model_repository"])
         on_gpu = args.get("model_instance_kind") == "GPU"
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else None
-        artifacts = cls(_read_manifest(model.parent), model / args["model_version"], device)
-        artifacts._check(model.parent, args["model_name"])
+        return cls._opened(model, args["model_version"], device)
+
+    @classmethod
+    def of(cls, repository: Path, model: str, version: str = "1") -> "Artifacts":
+        """Those of a model in `repository`, on the first GPU where the export placed it; raises ArtifactError."""
+        gpus = _read_manifest(repository).get("placement", {}).get(model)
+        return cls._opened(repository / model, version, f"cuda:{gpus[0]}" if gpus else None)
+
+    @classmethod
+    def _opened(cls, model: Path, version: str, device: str | None) -> "Artifacts":
+        manifest = _read_manifest(model.parent)
+        # The tritonserver of a workstation knows no GPUs; its stages take the one that the export chose.
+        artifacts = cls(manifest, model / version, device or manifest.get("device"))
+        artifacts._check(model.parent, model.name)
         return artifacts
 
     @cached_property

@@ -11,20 +11,18 @@ import torch
 from contract.errors import InvalidRequest
 from contract.parameters import LOSSLESS, GenerationRequest
 from stages.artifacts import Artifacts
-from stages.device import device_tensor, leave_room, name, on_device
-from stages.inputs import find, flag, json_object, scalar
+from stages.device import leave_room, name, on_device
+from stages.inputs import array, find, flag, json_object, scalar
 from stages.limits import Limits
 from stages.media import checked_hashes
 from stages.metrics import DenoiseMetrics
 from stages.preview import PreviewProjection
 from stages.run_directory import RunDirectory, sweep
+from stages.runtimes import device_of, open_denoiser
 from stages.settings import StageSettings, threads
 from stages.step_hook import Intervals, StepHook
-from wan import compile
-from wan.checkpoint import Checkpoint
 from wan.denoise import Conditioning
-from wan.optimize import Options
-from wan.pipeline import describe, load_denoiser
+from wan.pipeline import describe
 
 NAMES = [field.name for field in fields(GenerationRequest)]
 
@@ -34,7 +32,7 @@ class DenoiseStage:
         self._manifest, self._settings, self._metrics = artifacts.manifest, settings, metrics
         self._text = artifacts.manifest["text"]
         self._card, self._limits = artifacts.card, Limits.of(artifacts, settings)
-        self._device = torch.device(artifacts.device or settings.device)
+        self._device = device_of(artifacts, settings)
         if settings.run_dir:
             sweep(settings.run_dir)
         with on_device(self._device):
@@ -46,9 +44,7 @@ class DenoiseStage:
         if self._device.type == "cpu":
             instances = artifacts.manifest["instances"]["denoise"]
             torch.set_num_threads(settings.denoise_threads or max(threads(0) // instances, 1))
-        checkpoint = Checkpoint.open(artifacts["checkpoint"])
-        options = _options(settings, self._device)
-        self._denoiser = load_denoiser(checkpoint, self._card.geometry, self._device, options=options)
+        self._denoiser = open_denoiser(artifacts, settings)
         # On a GPU the weights also depend on precision and LoRAs. Only the same arithmetic gives the same bits.
         weights = artifacts.manifest.get("model") or artifacts.manifest["source"]["sha256"]
         self._model = json.dumps({"weights": weights} | self._denoiser.engine, sort_keys=True)
@@ -57,20 +53,23 @@ class DenoiseStage:
         self._warm_up()
 
     def _warm_up(self) -> None:
-        """One step of each size, with and without guidance: kernels are chosen, and compiled, by shape."""
+        """One step of each size that was exported for by each expert, with and without guidance: kernels are chosen by shape."""
         defaults, context = self._card.defaults, torch.zeros(self._text["length"], self._text["dim"])
-        default = (defaults.width, defaults.height, defaults.num_frames)
-        for width, height, frames in self._settings.warm_sizes or (default,):
+        sizes = {(defaults.width, defaults.height): None}  # in order: the default first
+        sizes |= {tuple(size): None for size in (self._manifest.get("sizes") or {"fixed": ()})["fixed"]}
+        planned = [(*size, defaults.num_frames) for size in sizes]
+        for width, height, frames in self._settings.warm_sizes or planned:
             size = {"width": width, "height": height, "num_frames": frames}
             request = self._card.request(prompt="warm up", seed=0, steps=1, **size, **LOSSLESS)
             for each in {request, request.unguided()}:
-                self._denoiser.run(self._denoiser.blank(context, each), each)
+                for schedule in self._denoiser.single_steps():
+                    self._denoiser.run(self._denoiser.blank(context, each), each, schedule=schedule)
 
-    def handle(self, request) -> dict[str, np.ndarray | torch.Tensor]:
+    def handle(self, request) -> dict[str, np.ndarray]:
         with on_device(self._device):
             return self._handle(request)
 
-    def _handle(self, request) -> dict[str, np.ndarray | torch.Tensor]:
+    def _handle(self, request) -> dict[str, np.ndarray]:
         generation, tokenized_at, media = self._generation(str(scalar(request, "REQUEST", "STRING")))
         self._limits.check(generation)
         conditioning = self._conditioning(request, generation, media)
@@ -86,20 +85,24 @@ class DenoiseStage:
             info["checkpoint_refused"] = run.refused
         if (encoding := _encoding_seconds(request, tokenized_at)) is not None:
             info["seconds"] = {"text_encoder": round(encoding, 4)} | info["seconds"]
-        return {"LATENTS": latents, "INFO": np.array([json.dumps(info)], np.object_)}
+        return {"LATENTS": latents.cpu().numpy(), "INFO": np.array([json.dumps(info)], np.object_)}
 
     def _conditioning(self, request, generation: GenerationRequest, media: dict[str, str]) -> Conditioning:
         """What the stages before this one made of the request."""
+
+        def tensor(name: str, dims: tuple[int, ...]) -> torch.Tensor:
+            return torch.from_numpy(array(request, name, "FP32", dims))
+
         dims = (1, self._text["length"], self._text["dim"])
-        texts = device_tensor(request, "CONTEXT", dims)[0], device_tensor(request, "NEGATIVE_CONTEXT", dims)[0]
+        texts = tensor("CONTEXT", dims)[0], tensor("NEGATIVE_CONTEXT", dims)[0]
         if not self._card.continues:
             shape = self._card.geometry.latent_shape(generation.width, generation.height, generation.num_frames)
-            return Conditioning(*texts, start=device_tensor(request, "CONDITION", shape) if "video" in media else None)
+            return Conditioning(*texts, start=tensor("CONDITION", shape) if "video" in media else None)
         like = self._denoiser.blank(texts[0], generation)
-        channels = device_tensor(request, "CONDITION", tuple(like.channels.shape))
+        channels = None if like.channels is None else tensor("CONDITION", tuple(like.channels.shape))
         if like.image_tokens is None:
             return Conditioning(*texts, channels=channels)
-        tokens = device_tensor(request, "IMAGE_TOKENS", (-1, like.image_tokens.shape[1]))
+        tokens = tensor("IMAGE_TOKENS", (-1, like.image_tokens.shape[1]))
         return Conditioning(*texts, channels=channels, image_tokens=tokens)
 
     def _run(
@@ -109,22 +112,19 @@ class DenoiseStage:
         try:
             run.begin()
             latents, steps = self._denoiser.run(conditioning, generation, on_step=run, resume=run.resume_point())
-            if latents.is_cuda:  # they stay on the GPU; the next stage must not see them before they are there
-                torch.cuda.synchronize(self._device)
             success = True
         finally:
             seconds = time.monotonic() - began
             self._metrics.ended(seconds, success)
-        return latents, describe(generation, steps, self._card.defaults.fps, {"denoise": round(seconds, 4)}) | {
-            "device": name(self._device)
-        }
+        info = describe(self._card, generation, steps, {"denoise": round(seconds, 4)})
+        return latents, info | {"device": name(self._device)}
 
     def _generation(self, text: str) -> tuple[GenerationRequest, float, dict[str, str]]:
         """The request that the tokenizer resolved, when it did (monotonic seconds), and the hashes of its media."""
         what = "the REQUEST of the tokenizer model"
         values = json_object("REQUEST", text, what)
         try:
-            resolved = {name: values[name] for name in NAMES}
+            resolved = {name: values[name] for name in NAMES if name not in self._card.row.unused}
             generation = self._card.request(**resolved)
             tokenized_at, media = float(values["tokenized_at"]), checked_hashes(values.get("media", {}), self._card)
             (generation.prompt + generation.negative_prompt).encode()  # JSON can escape half a surrogate pair
@@ -133,16 +133,6 @@ class DenoiseStage:
         if None in resolved.values() or not math.isfinite(tokenized_at):
             raise InvalidRequest("REQUEST", text, what)
         return generation, tokenized_at, media
-
-
-def _options(settings: StageSettings, device: torch.device) -> Options:
-    """What the settings ask for; compilation pays on a GPU."""
-    fuse = settings.compile
-    if fuse is None:
-        fuse = device.type == "cuda" and compile.missing(device) is None
-    if fuse and settings.compile_dir:
-        compile.keep_in(settings.compile_dir)
-    return Options(linear=settings.linear, attention=settings.attention, compile=fuse)
 
 
 def _encoding_seconds(request, tokenized_at: float) -> float | None:

@@ -1,13 +1,8 @@
-"""Tensors and memory of a stage that may run on a GPU."""
+"""The device of a stage that may run on a GPU, and its memory."""
 
 import contextlib
-from collections.abc import Callable
 
 import torch
-from torch import Tensor
-
-from stages.inputs import array
-from wan.errors import InvalidRequest
 
 
 class NotFinite(Exception):
@@ -22,31 +17,12 @@ def on_device(device: torch.device) -> contextlib.AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def device_tensor(
-    request, name: str, dims: tuple[int, ...], check: Callable[[tuple], None] = lambda shape: None
-) -> Tensor:
-    """A float32 tensor of a request where it is, on a GPU or the host; checked like `stages.inputs.array`."""
-    found = next((tensor for tensor in request.inputs() if tensor.name() == name), None)
-    if found is None or found.is_cpu():
-        return torch.from_numpy(array(request, name, "FP32", dims, check))
-    tensor = torch.from_dlpack(found.to_dlpack())
-    fits = tensor.dim() == len(dims) and all(
-        d == s or (d == -1 and s > 0) for d, s in zip(dims, tensor.shape, strict=True)
-    )
-    if tensor.dtype != torch.float32 or not fits:
-        raise InvalidRequest(name, f"{tensor.dtype} {list(tensor.shape)}", f"FP32 {list(dims)}")
-    check(tuple(tensor.shape))
-    if not torch.isfinite(tensor).all():
-        raise InvalidRequest(name, "NaN or infinity", "finite numbers")
-    return tensor
-
-
 def leave_room(manifest: dict, stage: str, device: torch.device) -> None:
     """Keep PyTorch in this process from taking memory that other stages on the same GPU were promised.
 
     The export checked that all of them fit together; a stage that grew beyond its share would break the others.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or "placement" not in manifest:
         return
     index = device.index or 0
     others = 0

@@ -12,6 +12,7 @@ import tempfile
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -58,8 +59,8 @@ def _check_picture(name: str, image: Image.Image) -> None:
     if width * height > MAX_PIXELS or max(width, height) > LONGEST_TO_SHORTEST * min(width, height):
         allowed = f"at most {MAX_PIXELS} pixels, the longer side at most {LONGEST_TO_SHORTEST} times the shorter"
         raise InvalidRequest(name, f"{width}x{height}", allowed)
-    if getattr(image, "n_frames", 1) > 1:
-        raise InvalidRequest(name, f"{image.n_frames} frames", "a still picture")
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise InvalidRequest(name, f"{frames} frames", "a still picture")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -122,7 +123,8 @@ def _read(command: list[str], shape: tuple[int, int, int], last: int | None) -> 
     seen, length = 0, int(np.prod(shape))
     timed = ["timeout", str(CLIP_SECONDS), *command]
     with subprocess.Popen(timed, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        while len(frame := process.stdout.read(length)) == length:
+        output: Any = process.stdout  # there is one, as a pipe was asked for
+        while len(frame := output.read(length)) == length:
             frames.append(np.frombuffer(frame, np.uint8).reshape(shape))
             seen += 1
     return frames, seen

@@ -25,7 +25,7 @@ PASSED_ON = frozenset(["REQUEST", "DENOISE_INFO", "LATENTS", "CONTEXT", "IDS", "
 
 
 def answer(pb_utils, requests: list, handle: Callable[[object], dict]) -> list:
-    """One response for each request; `handle(request)` returns numpy arrays or torch tensors by output name."""
+    """One response for each request; `handle(request)` returns numpy arrays by output name."""
     return [_answer_one(pb_utils, request, handle) for request in requests]
 
 
@@ -36,16 +36,7 @@ def _answer_one(pb_utils, request, handle: Callable[[object], dict]):
         outputs = handle(request)
     except Exception as error:
         return pb_utils.InferenceResponse(error=triton_error(pb_utils, error))
-    return pb_utils.InferenceResponse(
-        output_tensors=[_tensor(pb_utils, name, value) for name, value in outputs.items()]
-    )
-
-
-def _tensor(pb_utils, name: str, value):
-    """A numpy array by value; a torch tensor by DLPack, so that one on a GPU stays there."""
-    if isinstance(value, torch.Tensor):
-        return pb_utils.Tensor.from_dlpack(name, value)
-    return pb_utils.Tensor(name, value)
+    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(name, value) for name, value in outputs.items()])
 
 
 def triton_error(pb_utils, error: Exception):

@@ -42,13 +42,16 @@ class StageSettings(BaseSettings):
         "auto", description="linear layers of the DiT; fp8 loses quality"
     )
     attention: Literal[("auto", *BACKENDS)] = Field(  # type: ignore[valid-type]
-        "auto", description="attention of the DiT; sage, int8 and int8-fp8 lose quality"
+        "auto",
+        description="attention of the DiT; sage, int8 and int8-fp8 lose quality; flash3 and sage need packages of others",
     )
     compile: bool | None = Field(None, description="fuse the elementwise work of the DiT; without it: on a GPU")
-    compile_dir: Path | None = Field(None, description="keeps compiled code, so that a restart finds it")
+    compile_dir: Path | None = Field(
+        None, description="keeps compiled code, so that a restart finds it; without it: ~/.cache/wan/compiled"
+    )
     warm_sizes: Annotated[tuple[tuple[int, int, int], ...], NoDecode] = Field(
         (),
-        description="WIDTHxHEIGHTxFRAMES, comma-separated: run before the stage is ready; without it: the default size",
+        description="WIDTHxHEIGHTxFRAMES, comma-separated: run before the stage is ready; without it: the default size and those of the plans",
     )
     denoise_threads: int = Field(0, ge=0, le=1024, description="threads of the DiT on a CPU")
     encoder_threads: int = Field(0, ge=0, le=1024, description="threads of the text encoder on a CPU")

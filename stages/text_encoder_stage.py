@@ -8,8 +8,8 @@ from stages.artifacts import Artifacts
 from stages.device import NotFinite
 from stages.inputs import array
 from stages.metrics import StageMetrics
-from stages.settings import StageSettings, threads
-from stages.text_runtime import OnnxTextEncoder
+from stages.runtimes import open_text_encoder
+from stages.settings import StageSettings
 from wan.errors import InvalidRequest
 
 
@@ -19,7 +19,7 @@ class TextEncoderStage:
     def __init__(self, artifacts: Artifacts, settings: StageSettings, metrics: StageMetrics):
         self._text = artifacts.manifest["text"]
         self._metrics = metrics
-        self._runtime = OnnxTextEncoder(artifacts.folder, threads(settings.encoder_threads))
+        self._runtime = open_text_encoder(artifacts, settings)
         self._encode(*self._warm_up())
 
     def _warm_up(self) -> tuple[np.ndarray, np.ndarray]:

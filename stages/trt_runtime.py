@@ -70,6 +70,10 @@ class TrtEngine:
             raise EngineError(f"{self._path}: execution failed; TensorRT's messages are in the log")
 
 
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
 class TrtVae:
     """`VaeRuntime` over a pair of engines. Frames that `step` returns are valid until the next step."""
 
@@ -115,17 +119,37 @@ class TrtVae:
         outputs = {"FRAMES": self._frames[name]}
         outputs |= {f"NEXT_CACHE_{i:02d}": slot for i, slot in enumerate(self._caches[target])}
         profile = profile_index(self._plans[name], {key: tuple(tensor.shape) for key, tensor in inputs.items()})
-        self._engines[name].execute(profile, inputs, outputs, self._stream())
+        self._engines[name].execute(profile, inputs, outputs, _stream(self._device))
         return self._frames[name], target
-
-    def _stream(self) -> int:
-        return torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
 
     @staticmethod
     def pixels(frames: Tensor) -> np.ndarray:
         """Frames in [-1, 1] [1, 3, n, H, W] to uint8 [n, H, W, 3], rounded on the GPU; the only copy to the host."""
         scaled = frames[0].float().add(1).mul_(127.5).round_().clamp_(0, 255)
         return scaled.to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
+
+
+class TrtTextEncoder:
+    """`TextRuntime` over the plan that Triton's own backend serves."""
+
+    def __init__(self, engine: TrtEngine, plan: dict, width: int, device: torch.device):
+        self._engine, self._plan, self._width, self._device = engine, plan, width, device
+
+    def encode(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        inputs = {name: torch.from_numpy(x).to(self._device) for name, x in (("IDS", ids), ("MASK", mask))}
+        context = torch.empty(*ids.shape, self._width, device=self._device)
+        profile = profile_index(self._plan, {name: tuple(tensor.shape) for name, tensor in inputs.items()})
+        self._engine.execute(profile, inputs, {"CONTEXT": context}, _stream(self._device))
+        return context.cpu().numpy()
+
+
+def open_trt_text_encoder(artifacts: Artifacts) -> TrtTextEncoder:
+    """The encoder of a GPU repository, outside Triton."""
+    manifest, device = artifacts.manifest, torch.device(artifacts.device or "cuda")
+    plan = manifest["plans"]["text_encoder/model.plan"]
+    with on_device(device):
+        engine = TrtEngine(import_tensorrt(), artifacts["model.plan"])
+    return TrtTextEncoder(engine, plan, manifest["text"]["dim"], device)
 
 
 def open_trt_vae(artifacts: Artifacts, weights_on_gpu: float) -> TrtVae:

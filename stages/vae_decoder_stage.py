@@ -8,23 +8,14 @@ import numpy as np
 import torch
 
 from stages.artifacts import Artifacts
-from stages.device import device_tensor
-from stages.inputs import json_object, scalar
+from stages.inputs import array, json_object, scalar
 from stages.limits import Limits
 from stages.metrics import StageMetrics
 from stages.run_directory import RunDirectory
-from stages.settings import StageSettings, threads
-from stages.vae_runtime import OnnxVae, VaeRuntime, decode
+from stages.runtimes import open_vae
+from stages.settings import StageSettings
+from stages.vae_runtime import decode
 from wan.errors import Cancelled, InvalidRequest
-
-
-def _open_runtime(artifacts: Artifacts, settings: StageSettings) -> VaeRuntime:
-    """TensorRT where the instance sits on a GPU, ONNX Runtime on a CPU."""
-    if artifacts.device is None:
-        return OnnxVae(artifacts.folder, threads(settings.decoder_threads))
-    from stages.trt_runtime import open_trt_vae
-
-    return open_trt_vae(artifacts, settings.decoder_weights_on_gpu)
 
 
 class VaeDecoderStage:
@@ -34,14 +25,13 @@ class VaeDecoderStage:
         self._geometry = artifacts.card.geometry
         self._settings, self._metrics = settings, metrics
         self._limits = Limits.of(artifacts, settings)
-        self._runtime = _open_runtime(artifacts, settings)
+        self._runtime = open_vae(artifacts, settings)
         defaults, two_latent_frames = artifacts.card.defaults, self._geometry.num_frames(2)
         self._decode(torch.zeros(self._geometry.latent_shape(defaults.width, defaults.height, two_latent_frames)))
 
     def handle(self, request) -> dict[str, np.ndarray]:
-        latents = device_tensor(
-            request, "LATENTS", (self._geometry.latent_channels, -1, -1, -1), self._limits.check_latents
-        )
+        dims = (self._geometry.latent_channels, -1, -1, -1)
+        latents = torch.from_numpy(array(request, "LATENTS", "FP32", dims, self._limits.check_latents))
         info = self._info(str(scalar(request, "DENOISE_INFO", "STRING")))
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
         began = time.monotonic()

@@ -3,10 +3,14 @@
 Every lossless backend computes softmax(q kᵀ / sqrt(D) + bias) v for q [B, S, H, D] and k, v [B, L, H, D], with a
 bias that broadcasts to [B, H, S, L], and returns [B, S, H * D]. The lossy ones round q, k (and v), take no bias and
 are for self-attention alone: `use` gives cross-attention, where few keys carry the whole text, a lossless one.
+
+`choose` compares a backend with exact attention before it is used: SageAttention 2.2 gave noise on some H100s.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,6 +20,10 @@ from torch import Tensor
 
 from wan import int8_attention, onednn
 from wan.errors import InvalidRequest
+
+logger = logging.getLogger(__name__)
+CHECKED_TOKENS = 333  # not a multiple of any tile
+LARGEST_ERROR = {True: 0.02, False: 0.15}  # lossless or not: of a backend against float32, relative
 
 Attention = Callable[..., Tensor]  # (q, k, v), lossless ones also (q, k, v, bias)
 
@@ -115,18 +123,52 @@ BACKENDS = {
 PREFERRED = ("flash3", "cudnn", "onednn", "sdpa")  # lossless, fastest first
 
 
-def choose(name: str, device: torch.device) -> Backend:
-    """The backend `name`, or the fastest lossless one of this machine for "auto".
+@lru_cache
+@torch.inference_mode()
+def wrong(backend: Backend, device: torch.device, heads: int, head_dim: int) -> str | None:
+    """Why the results of `backend` on `device` cannot be used, or None if they can."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 1, CHECKED_TOKENS, heads, head_dim, generator=generator).unbind()
+    k = 1.5 * k + 3 * k[:, :1]  # sharp, with channels that all keys share, as in real models
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    q, k, v = (x.to(device, dtype) for x in (q, k, v))
+    exact = sdpa(q.float(), k.float(), v.float())
+    try:
+        error = ((backend.function(q, k, v).float() - exact).norm() / exact.norm()).item()
+    except (RuntimeError, ImportError, AssertionError) as failure:  # of kernels that others have built
+        return f"fails: {failure}"
+    bound = LARGEST_ERROR[backend.lossless]
+    return None if error <= bound else f"is wrong: relative error {error:.2g}, at most {bound:g} is right"
 
-    Raises InvalidRequest with the reason if the machine does not have it.
+
+def unusable(backend: Backend, device: torch.device, heads: int = 12, head_dim: int = 128) -> str | None:
+    """Why `backend` cannot be used, or None."""
+    return backend.missing(device) or wrong(backend, device, heads, head_dim)
+
+
+def _fastest(device: torch.device, heads: int, head_dim: int) -> Backend:
+    for backend in (BACKENDS[name] for name in PREFERRED):
+        if backend.missing(device):
+            continue
+        if reason := wrong(backend, device, heads, head_dim):
+            logger.warning("attention %s is installed but %s", backend.name, reason)
+            continue
+        return backend
+    raise InvalidRequest("attention", "auto", "one whose results are right; this machine has none")
+
+
+def choose(name: str, device: torch.device, heads: int = 12, head_dim: int = 128) -> Backend:
+    """The backend `name`, or the fastest lossless one of this machine for "auto", compared with exact attention.
+
+    Raises InvalidRequest with the reason if the machine does not have it, or computes it wrongly.
     """
     if name == "auto":
-        return next(BACKENDS[n] for n in PREFERRED if BACKENDS[n].missing(device) is None)
+        return _fastest(device, heads, head_dim)
     if name not in BACKENDS:
         raise InvalidRequest("attention", name, ", ".join(("auto", *BACKENDS)))
-    reason = BACKENDS[name].missing(device)
+    reason = unusable(BACKENDS[name], device, heads, head_dim)
     if reason:
-        usable = ", ".join(n for n, b in BACKENDS.items() if b.missing(device) is None)
+        usable = ", ".join(n for n, b in BACKENDS.items() if unusable(b, device, heads, head_dim) is None)
         raise InvalidRequest("attention", name, f"{usable} on this machine ({name} {reason})")
     return BACKENDS[name]
 
@@ -136,7 +178,8 @@ def use(dit: Any, backend: Backend) -> Backend:
 
     Returns the backend for the text.
     """
-    for_text = backend if backend.lossless else choose("auto", dit.device)
+    heads = dit.config.num_heads, dit.config.head_dim
+    for_text = backend if backend.lossless else choose("auto", dit.device, *heads)
     for block in dit.blocks:
         block.self_attn.attend, block.cross_attn.attend = backend.function, for_text.function
     return for_text

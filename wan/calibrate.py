@@ -1,14 +1,14 @@
 """Calibrates the step caches of a checkpoint. `python -m wan.calibrate CHECKPOINT` writes its wan.json.
 
 Complete runs without a cache show how much the blocks' residual, which is what a skipped step reuses, changes from
-step to step. TeaCache gets the polynomial that maps the change of the timestep embedding to that of the residual,
+step to step, for each expert by itself. TeaCache gets the polynomial that maps the change of the timestep embedding to that of the residual,
 fitted over several schedules so that it holds for other step counts; MagCache gets the ratios of magnitudes.
 """
 
 import argparse
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,11 +18,11 @@ from torch import Tensor
 from contract.parameters import CACHES, LOSSLESS
 from wan import teacache
 from wan.checkpoint import SETTINGS_FILE
-from wan.denoise import Denoiser, Expert
 from wan.dit import WanDiT
+from wan.errors import CheckpointError
 from wan.magcache import MAX_SKIPS, RETENTION, MagCacheModel, magnitude_ratio
 from wan.pipeline import Media, Pipeline
-from wan.teacache import TeaCacheModel
+from wan.teacache import StepCache, TeaCacheModel
 
 PROMPTS = ("a red circle moves left on a white background", "一个蓝色的方块在黑色背景上向下移动")
 STEP_FACTORS = (1.0, 0.5, 1.5)  # schedules for the fit, relative to the default step count
@@ -43,12 +43,6 @@ class Record:
             self.changes.append((difference / previous.abs().mean(dtype=torch.float64)).item())
             self.ratios.append(magnitude_ratio(residual, previous))
         self._previous[branch] = residual
-
-
-def only_expert(denoiser: Denoiser) -> Expert:
-    """The expert of a checkpoint that has one; the caches of several are calibrated one by one."""
-    (expert,) = denoiser.experts
-    return expert
 
 
 @contextmanager
@@ -81,29 +75,44 @@ class Observations:
     residual: list[float]
     ratios: list[float]
 
+    def add(self, signals: tuple[Tensor, Tensor], records: list[Record], default: bool) -> None:
+        """Take in the runs of one schedule, whose time embeddings are `signals`."""
+        if len(signals[0]) < 2:
+            return
+        self.time.extend(teacache.relative_changes(signals[0]))
+        self.modulation.extend(teacache.relative_changes(signals[1]))
+        self.residual.extend(_mean([record.changes for record in records]))
+        if default:
+            self.ratios.extend(_mean([record.ratios for record in records]))
+
 
 def observe(
     pipeline: Pipeline, prompts: tuple[str, ...] = PROMPTS, factors: tuple[float, ...] = STEP_FACTORS
-) -> Observations:
-    """Run every prompt under every schedule; the residual changes of a schedule are averaged over the prompts."""
-    time, modulation, residual, ratios = [], [], [], []
-    dit = only_expert(pipeline.denoiser).dit
+) -> list[Observations]:
+    """Run every prompt under every schedule; the residual changes of a schedule are averaged over the prompts.
+
+    Each expert is seen by itself, in the steps that it takes. Raises CheckpointError if one takes fewer than two.
+    """
+    seen = [Observations([], [], [], []) for _ in pipeline.denoiser.experts]
     for factor in factors:
         steps = max(2, round(pipeline.card.defaults.steps * factor))
-        records = []
+        records: list[list[Record]] = [[] for _ in seen]
         for seed, prompt in enumerate(prompts):
             request = pipeline.card.request(prompt=prompt, steps=steps, seed=seed, **LOSSLESS)
             conditioning = pipeline.condition(request, Media.grey(pipeline.card, request))
-            with recording(dit) as record:
+            with ExitStack() as stack:
+                watched = [stack.enter_context(recording(expert.dit)) for expert in pipeline.denoiser.experts]
                 pipeline.denoise(conditioning, request)
-            records.append(record)
-        signals = dit.time_embeddings(pipeline.denoiser.schedule(request).timesteps)
-        time += teacache.relative_changes(signals[0])
-        modulation += teacache.relative_changes(signals[1])
-        residual += _mean([r.changes for r in records])
-        if factor == 1.0:
-            ratios = _mean([r.ratios for r in records])
-    return Observations(time, modulation, residual, ratios)
+            for known, record in zip(records, watched, strict=True):
+                known.append(record)
+        timesteps = pipeline.denoiser.timesteps(pipeline.denoiser.schedule(request))
+        for expert, own, known, each in zip(pipeline.denoiser.experts, timesteps, records, seen, strict=True):
+            each.add(expert.dit.time_embeddings(own), known, default=factor == 1.0)
+    if not all(each.ratios for each in seen):
+        raise CheckpointError(
+            f"{pipeline.card.defaults.steps} steps give an expert fewer than two; calibrate with more"
+        )
+    return seen
 
 
 def _mean(rows: list[list[float]]) -> list[float]:
@@ -128,8 +137,8 @@ def default_threshold(plan, speed_up: float, step: float = 0.005) -> float:
     raise ValueError(f"no threshold up to 10 gives {speed_up} times fewer steps")
 
 
-def calibrate(pipeline: Pipeline, seen: Observations, retention: bool = False, degree: int = 4) -> tuple[dict, float]:
-    """The entries of wan.json, and the share of variance that the TeaCache polynomial explains."""
+def calibrate(seen: Observations, retention: bool = False, degree: int = 4) -> tuple[dict, float]:
+    """The entries of wan.json for one expert, and the share of variance that the TeaCache polynomial explains."""
     tea, explained = fit_teacache(seen, retention, degree)
     mag = MagCacheModel((1.0, *seen.ratios), RETENTION, MAX_SKIPS)
     entries = {
@@ -160,28 +169,36 @@ def main(arguments: list[str] | None = None) -> None:
     pipeline = Pipeline.from_checkpoint(given.checkpoint, device=given.device)
     prompts = tuple(given.prompts.read_text(encoding="utf-8").split("\n")) if given.prompts else PROMPTS
     seen = observe(pipeline, tuple(p for p in prompts if p.strip()))
-    entries, explained = calibrate(pipeline, seen, given.retention, given.degree)
+    fitted = [calibrate(each, given.retention, given.degree) for each in seen]
+    explained = min(share for _, share in fitted)
+    entries = {name: _one_or_list([found[name] for found, _ in fitted]) for name in CACHES}
     path = given.checkpoint / SETTINGS_FILE
     settings = (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}) | entries
     if given.speed_up:
-        model = {"teacache": TeaCacheModel, "magcache": MagCacheModel}[given.default_cache](
-            **entries[given.default_cache]
-        )
-        threshold = default_threshold(lambda value: _plan(pipeline, model, value), given.speed_up)
+        kind = {"teacache": TeaCacheModel, "magcache": MagCacheModel}[given.default_cache]
+        models = [kind(**found[given.default_cache]) for found, _ in fitted]
+        threshold = default_threshold(lambda value: _plan(pipeline, models, value), given.speed_up)
         settings["defaults"] = asdict(pipeline.card.defaults) | {
             "cache": given.default_cache,
             "cache_threshold": threshold,
         }
-        print(f"default: {given.default_cache} {threshold}, {sum(_plan(pipeline, model, threshold))} steps computed")
+        print(f"default: {given.default_cache} {threshold}, {sum(_plan(pipeline, models, threshold))} steps computed")
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(
-        f"{path}: TeaCache polynomial explains {100 * explained:.1f} % of the change; {len(seen.ratios) + 1} MagCache ratios"
+        f"{path}: TeaCache polynomial explains {100 * explained:.1f} % of the change; "
+        f"{' and '.join(str(len(each.ratios) + 1) for each in seen)} MagCache ratios"
     )
 
 
-def _plan(pipeline: Pipeline, model, threshold: float) -> tuple[bool, ...]:
-    timesteps = pipeline.denoiser.schedule(pipeline.card.request(prompt="x", seed=0)).timesteps
-    return model.plan(*only_expert(pipeline.denoiser).dit.time_embeddings(timesteps), threshold)
+def _one_or_list(entries: list[dict]) -> dict | list[dict]:
+    return entries[0] if len(entries) == 1 else entries
+
+
+def _plan(pipeline: Pipeline, models: list[StepCache], threshold: float) -> list[bool]:
+    """The plans of all experts, one after the other."""
+    timesteps = pipeline.denoiser.timesteps(pipeline.denoiser.schedule(pipeline.card.request(prompt="x", seed=0)))
+    experts = zip(pipeline.denoiser.experts, models, timesteps, strict=True)
+    return [c for e, model, own in experts if own for c in model.plan(*e.dit.time_embeddings(own), threshold)]
 
 
 if __name__ == "__main__":

@@ -10,30 +10,38 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
-from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from contract.card import ModelCard
 from contract.errors import InvalidCard
-from contract.variants import BY_NAME, Structure, Variant, recognise
+from contract.variants import Variant
 from wan import clip, fp8, keys, magcache, teacache
 from wan.clip import ClipVision
-from wan.config import VAE21_MEAN, VAE21_STD, ClipConfig, DiTConfig, TextConfig, VAEConfig, geometry
+from wan.config import ClipConfig, DiTConfig, TextConfig, VAEConfig, geometry
 from wan.dit import WanDiT
-from wan.errors import CheckpointError, UnsupportedCheckpoint
+from wan.errors import CheckpointError
 from wan.magcache import MagCacheModel
-from wan.sizes import build_umt5, text_config, vae_config
+from wan.sizes import build_umt5, dit_config, text_config, vae_config
+from wan.structure import check_alike, served_variant
 from wan.teacache import StepCache, TeaCacheModel
 from wan.tensor_files import TensorFiles
-from wan.text import TextEncoder, Tokenizer
+from wan.text import TextEncoder
 from wan.vae import WanVAE
+from wan.vae22 import build_vae
 
 # Kept in float32 whatever the dtype asked for: the reference runs them so, and they are a thousandth of the weights.
 FLOAT32_PARTS = re.compile(r"(^|\.)(time_embedding|time_projection|img_emb|modulation|norm3|head|weight_scale)(\.|$)")
-SETTINGS_FILE = "wan.json"
+SETTINGS_FILE, INDEX_FILE = "wan.json", "model_index.json"
+EXPERT_FOLDERS = ("high_noise_model", "low_noise_model")
+# entry of wan.json -> its model and the published one of (variant, expert)
+CACHES: dict[str, tuple[Callable[..., StepCache], Callable[..., StepCache | None]]] = {
+    "teacache": (TeaCacheModel, teacache.official),
+    "magcache": (MagCacheModel, magcache.official),
+}
 
 
 def _read_json(path: Path) -> dict:
@@ -76,79 +84,11 @@ def fill(
     module.eval()
 
 
-# Tensors that only a variant with such a sub-network has.
-PARTS = {
-    "img_emb.proj.0.weight": "img_emb",
-    "img_emb.emb_pos": "emb_pos",
-    "vace_blocks.0.after_proj.weight": "vace_blocks",
-    "control_adapter.conv.weight": "control_adapter",
-    "ref_conv.weight": "ref_conv",
-    "motion_encoder.dec.direction.weight": "motion_encoder",
-}
-
-
-def structure(tensors: TensorFiles, experts: int = 1) -> Structure:
-    """What tells the variants apart, from names and shapes of a DiT's tensors."""
-    dim, channels = tensors.shape("patch_embedding.weight")[:2]
-    latent_channels = _out_channels(tensors)
-    return Structure(
-        dim=dim,
-        num_layers=tensors.count(r"blocks\.(\d+)\."),
-        latent_channels=latent_channels,
-        condition_channels=channels - latent_channels,
-        parts=frozenset(part for name, part in PARTS.items() if name in tensors),
-        experts=experts,
-    )
-
-
-def _out_channels(tensors: TensorFiles) -> int:
-    return tensors.shape("head.head.weight")[0] // prod(tensors.shape("patch_embedding.weight")[2:])
-
-
-def served_variant(tensors: TensorFiles, name: str | None = None, experts: int = 1) -> Variant:
-    """The row of the family, `name` deciding between rows that fit alike. Raises UnsupportedCheckpoint."""
-    where, found = tensors.files[0].parent, structure(tensors, experts)
-    variant = recognise(found)
-    if name is not None:
-        if name not in BY_NAME or not BY_NAME[name].fits(found):
-            fitting = [v.name for v in BY_NAME.values() if v.fits(found)]
-            raise CheckpointError(
-                f"{where}: variant is {name!r}; allowed for these tensors: {', '.join(fitting) or 'none'}"
-            )
-        variant = BY_NAME[name]
-    if variant is None:
-        parts = ", ".join(sorted(found.parts)) or "no further parts"
-        raise UnsupportedCheckpoint(
-            f"{where}: no served variant has {found.latent_channels} latent and {found.condition_channels} further input "
-            f"channels, {found.experts} experts and {parts}"
-        )
-    if variant.missing:
-        raise UnsupportedCheckpoint(f"{where}: this is a Wan {variant.title} model; {variant.missing} is not served")
-    return variant
-
-
-def dit_config(tensors: TensorFiles, num_heads: int | None = None) -> DiTConfig:
-    """Architecture of a DiT from its tensors."""
-    dim, channels = tensors.shape("patch_embedding.weight")[:2]
-    return DiTConfig(
-        dim=dim,
-        num_layers=tensors.count(r"blocks\.(\d+)\."),
-        num_heads=num_heads or dim // 128,
-        ffn_dim=tensors.shape("blocks.0.ffn.0.weight")[0],
-        in_channels=channels,
-        out_channels=_out_channels(tensors),
-        text_dim=tensors.shape("text_embedding.0.weight")[1],
-        freq_dim=tensors.shape("time_embedding.0.weight")[1],
-        image_dim=tensors.shape("img_emb.proj.0.weight")[0] if "img_emb.proj.0.weight" in tensors else 0,
-        image_positions=tensors.shape("img_emb.emb_pos")[1] if "img_emb.emb_pos" in tensors else 0,
-    )
-
-
 class Checkpoint(ABC):
     """A checkpoint on disk. `root` holds the components; `settings` are those of its optional wan.json.
 
     wan.json: what `contract.card` reads, and {"teacache": {"coefficients": [...], "retention": false}, "magcache": {"ratios":
-    [...]}}, which `python -m wan.calibrate` writes.
+    [...]}}, which `python -m wan.calibrate` writes; a list of them for two experts, whose "boundary" it may say too.
     """
 
     grid: str  # which sigma grid the layout's reference implementation uses
@@ -165,19 +105,29 @@ class Checkpoint(ABC):
             raise CheckpointError(f"checkpoint {root} is not a directory")
         if any((root / part).is_dir() for part in ("transformer", "vae", "text_encoder")):
             return DiffusersCheckpoint(root)
-        if (root / "high_noise_model").is_dir():
-            raise UnsupportedCheckpoint(
-                f"{root}: this is a Wan 2.2 model of two experts; only single-DiT models are served"
-            )
-        if list(root.glob("*.safetensors")) or list(root.glob("*.pth")):
+        if (
+            any((root / folder).is_dir() for folder in EXPERT_FOLDERS)
+            or list(root.glob("*.safetensors"))
+            or list(root.glob("*.pth"))
+        ):
             return OfficialCheckpoint(root)
         raise CheckpointError(
             f"{root}: no Wan checkpoint here. Expected the Diffusers layout (transformer/, vae/, text_encoder/) "
             "or the official one (diffusion_pytorch_model*.safetensors, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth)"
         )
 
+    @property
     @abstractmethod
-    def dit_tensors(self) -> TensorFiles: ...
+    def dit_folders(self) -> tuple[str, ...]:
+        """Under `root`, where each expert's DiT lies; that of the highest noise first."""
+
+    @abstractmethod
+    def dit_tensors(self, expert: int = 0) -> TensorFiles: ...
+
+    @property
+    def boundary(self) -> float | None:
+        """Share of the timesteps from which on the first of two experts answers; None for a single DiT."""
+        return self.settings.get("boundary", self.variant.boundary)
 
     @abstractmethod
     def vae_tensors(self) -> TensorFiles: ...
@@ -207,7 +157,10 @@ class Checkpoint(ABC):
     @cached_property
     def variant(self) -> Variant:
         """The row of the family: the one that wan.json names, else the first that fits. Raises UnsupportedCheckpoint."""
-        return served_variant(self.dit_tensors(), self.settings.get("variant"))
+        tensors = [self.dit_tensors(expert) for expert in range(len(self.dit_folders))]
+        for other in tensors[1:]:
+            check_alike(tensors[0], other)
+        return served_variant(tensors[0], self.settings.get("variant"), len(tensors))
 
     @cached_property
     def card(self) -> ModelCard:
@@ -224,28 +177,25 @@ class Checkpoint(ABC):
             raise CheckpointError(str(error)) from None
 
     @property
-    def teacache(self) -> TeaCacheModel | None:
-        """The TeaCache polynomial: wan.json, else the official one; None if neither knows this model."""
-        if "teacache" in self.settings:
-            return TeaCacheModel(**self.settings["teacache"])
-        return teacache.official(self.variant.name)
+    def caches(self) -> tuple[dict[str, StepCache], ...]:
+        """For each expert the step caches it is calibrated for, by name: as wan.json says, else as published."""
+        found: tuple[dict[str, StepCache], ...] = tuple({} for _ in self.dit_folders)
+        for name, (model, official) in CACHES.items():
+            said = self.settings.get(name)
+            entries: list[dict] = said if isinstance(said, list) else [] if said is None else [said]
+            if entries and len(entries) != len(found):
+                raise CheckpointError(
+                    f"{self.root / SETTINGS_FILE}: {name} has {len(entries)} entries; allowed: {len(found)}, one for each DiT"
+                )
+            for expert, known in enumerate(found):
+                cache = model(**entries[expert]) if entries else official(self.variant.name, expert=expert)
+                if cache is not None:
+                    known[name] = cache
+        return found
 
-    @property
-    def magcache(self) -> MagCacheModel | None:
-        """The MagCache ratios: wan.json, else the published ones; None if neither knows this model."""
-        if "magcache" in self.settings:
-            return MagCacheModel(**self.settings["magcache"])
-        return magcache.official(self.variant.name)
-
-    @property
-    def caches(self) -> dict[str, StepCache]:
-        """The step caches that this checkpoint is calibrated for, by name."""
-        known = {"teacache": self.teacache, "magcache": self.magcache}
-        return {name: model for name, model in known.items() if model is not None}
-
-    def load_dit(self, device=None, dtype: torch.dtype | None = None) -> WanDiT:
-        """The DiT, whose files may hold FP8 layers (`X.weight` E4M3, `X.weight_scale` [out, 1]) beside ordinary ones."""
-        _, tensors = self.variant, self.dit_tensors()
+    def load_dit(self, device=None, dtype: torch.dtype | None = None, expert: int = 0) -> WanDiT:
+        """The DiT of an expert, whose files may hold FP8 layers (`X.weight` E4M3, `X.weight_scale` [out, 1]) beside ordinary ones."""
+        _, tensors = self.variant, self.dit_tensors(expert)
         with torch.device("meta"):
             module = WanDiT(self.dit_config())
         suffix = "." + fp8.SCALE_SUFFIX
@@ -260,7 +210,7 @@ class Checkpoint(ABC):
     def load_vae(self, device=None, dtype=None) -> WanVAE:
         config = self.vae_config()
         with torch.device("meta"):
-            module = WanVAE(config)
+            module = build_vae(config)
         fill(module, self.vae_tensors(), device, dtype)
         return module.channels_last()
 
@@ -275,7 +225,7 @@ class Checkpoint(ABC):
     def load_text_encoder(self, device=None, dtype=None) -> TextEncoder:
         tensors = self.text_tensors()
         with torch.device("meta"):
-            module = build_umt5(text_config(tensors))
+            module: Any = build_umt5(text_config(tensors))
         fill(module, tensors, device, dtype, ignore=frozenset({"encoder.embed_tokens.weight"}))
         module.encoder.set_input_embeddings(module.shared)
         return TextEncoder(module)
@@ -290,12 +240,29 @@ class DiffusersCheckpoint(Checkpoint):
             raise CheckpointError(f"{self.root} has no {name}/")
         return TensorFiles(_shards(directory, stem), rename)
 
-    def dit_tensors(self) -> TensorFiles:
-        return self._component("transformer", "diffusion_pytorch_model", keys.dit_from_diffusers)
+    @property
+    def dit_folders(self) -> tuple[str, ...]:
+        # In Diffusers, the second one is for low noise. VideoX-Fun means the other by this name, in files of official layout.
+        second = (self.root / "transformer_2").is_dir()
+        return ("transformer", "transformer_2") if second else ("transformer",)
+
+    @property
+    def boundary(self) -> float | None:
+        stored = _read_json(self.root / INDEX_FILE).get("boundary_ratio")
+        found = self.settings.get("boundary", stored)
+        if found is None and len(self.dit_folders) > 1:
+            raise CheckpointError(
+                f"{self.root / INDEX_FILE}: boundary_ratio is missing; it says when transformer_2 takes over"
+            )
+        return found
+
+    def dit_tensors(self, expert: int = 0) -> TensorFiles:
+        return self._component(self.dit_folders[expert], "diffusion_pytorch_model", keys.dit_from_diffusers)
 
     def vae_tensors(self) -> TensorFiles:
-        blocks = _read_json(self.root / "vae" / "config.json").get("num_res_blocks", 2)
-        return self._component("vae", "diffusion_pytorch_model", keys.vae_from_diffusers(blocks))
+        stored = _read_json(self.root / "vae" / "config.json")
+        rename = keys.vae_from_diffusers(stored.get("num_res_blocks", 2), stored.get("is_residual", False))
+        return self._component("vae", "diffusion_pytorch_model", rename)
 
     def text_tensors(self) -> TensorFiles:
         return self._component("text_encoder", "model")
@@ -317,9 +284,7 @@ class DiffusersCheckpoint(Checkpoint):
 
     def vae_config(self) -> VAEConfig:
         stored = _read_json(self.root / "vae" / "config.json")
-        return vae_config(
-            self.vae_tensors(), stored.get("latents_mean", VAE21_MEAN), stored.get("latents_std", VAE21_STD)
-        )
+        return vae_config(self.vae_tensors(), stored.get("latents_mean"), stored.get("latents_std"))
 
 
 class OfficialCheckpoint(Checkpoint):
@@ -332,8 +297,13 @@ class OfficialCheckpoint(Checkpoint):
             raise CheckpointError(f"{self.root}: expected one {what} file {pattern}, found {found}")
         return files
 
-    def dit_tensors(self) -> TensorFiles:
-        return TensorFiles(_shards(self.root, "diffusion_pytorch_model"))
+    @property
+    def dit_folders(self) -> tuple[str, ...]:
+        two = any((self.root / folder).is_dir() for folder in EXPERT_FOLDERS)
+        return EXPERT_FOLDERS if two else ("",)
+
+    def dit_tensors(self, expert: int = 0) -> TensorFiles:
+        return TensorFiles(_shards(self.root / self.dit_folders[expert], "diffusion_pytorch_model"))
 
     def vae_tensors(self) -> TensorFiles:
         return TensorFiles(self._single("*VAE*.pth", "VAE"))
@@ -352,7 +322,8 @@ class OfficialCheckpoint(Checkpoint):
         return self.root / "google" / "umt5-xxl"
 
     def dit_config(self) -> DiTConfig:
-        return dit_config(self.dit_tensors(), _read_json(self.root / "config.json").get("num_heads"))
+        stored = _read_json(self.root / self.dit_folders[0] / "config.json")
+        return dit_config(self.dit_tensors(), stored.get("num_heads"))
 
     def vae_config(self) -> VAEConfig:
         return vae_config(self.vae_tensors(), **self.settings.get("vae", {}))
@@ -370,23 +341,3 @@ def _shards(directory: Path, stem: str) -> list[Path]:
     if not single.is_file():
         raise CheckpointError(f"{directory}: neither {single.name} nor {index.name} is there")
     return [single]
-
-
-def load_dit(path: str | Path, device=None, dtype: torch.dtype | None = None) -> WanDiT:
-    """Load the DiT of the checkpoint at `path`, in either layout; float32 on the CPU unless told otherwise."""
-    return Checkpoint.open(path).load_dit(device, dtype)
-
-
-def load_vae(path: str | Path, device=None, dtype: torch.dtype | None = None) -> WanVAE:
-    """Load the VAE of the checkpoint at `path`, in either layout."""
-    return Checkpoint.open(path).load_vae(device, dtype)
-
-
-def load_text_encoder(path: str | Path, device=None, dtype: torch.dtype | None = None) -> TextEncoder:
-    """Load the text encoder of the checkpoint at `path`, in either layout."""
-    return Checkpoint.open(path).load_text_encoder(device, dtype)
-
-
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load the tokenizer of the checkpoint at `path`, in either layout."""
-    return Tokenizer(Checkpoint.open(path).tokenizer_directory)

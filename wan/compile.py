@@ -10,11 +10,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from wan.dit import WanDiT
+from wan.dit import Sources, WanDiT
 from wan.errors import InvalidRequest
 
-MAX_SHAPES = 64  # compiled variants of the block: sizes times one or two guidance branches
+MAX_LENGTHS = 32  # numbers of tokens that are compiled for; each takes a minute and stays in memory
+VARIANTS = 8  # graphs of one length: one or two guidance branches, experts, kinds of linear layers
+# What a norm gives is computed again where it is read, in a row that the cache holds, rather than written out in float32.
+OPTIONS = {"realize_reads_threshold": 16, "realize_opcount_threshold": 200}
+KEPT = Path.home() / ".cache" / "wan" / "compiled"
 
 
 def missing(device: torch.device) -> str | None:
@@ -28,18 +33,51 @@ def missing(device: torch.device) -> str | None:
 def keep_in(directory: Path) -> None:
     """Keep compiled code in `directory`, for every compilation of this process and the next ones."""
     directory.mkdir(parents=True, exist_ok=True)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(directory)  # PyTorch offers no other way to set it
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(directory)  # PyTorch offers no other way to set them
+    os.environ["TRITON_CACHE_DIR"] = str(directory / "triton")
+
+
+class CompiledBlocks:
+    """Takes the place of `WanDiT.run_blocks`. Lengths beyond the first MAX_LENGTHS run as they are; `dit.engine` says so.
+
+    The decision is made here and not by PyTorch, which would log a line once and leave INFO wrong.
+    """
+
+    def __init__(self, dit: WanDiT):
+        self._dit = dit
+        self._lengths: set[int] = set()
+
+    def __call__(self, x: Tensor, modulation: Tensor, rotary: Tensor, conditioning: Sources) -> Tensor:
+        length = x.shape[1]
+        if len(self._lengths) < MAX_LENGTHS:
+            self._lengths.add(length)
+        compiled = length in self._lengths
+        self._report(compiled, length)
+        for block, sources in zip(self._dit.blocks, conditioning.sources, strict=True):
+            x = (block if compiled else block.forward)(x, modulation, rotary, sources)
+        return x
+
+    def _report(self, compiled: bool, length: int) -> None:
+        self._dit.engine["compiled"] = compiled
+        self._dit.engine.pop("eager_because", None)
+        if not compiled:
+            reason = f"{length} tokens; {MAX_LENGTHS} other lengths are compiled, which is the limit"
+            self._dit.engine["eager_because"] = reason
 
 
 def compile_blocks(dit: WanDiT) -> None:
-    """Compile the blocks of `dit`; the work is done when a shape first comes by.
+    """Compile the blocks of `dit`; the work is done when a length first comes by.
 
     Raises InvalidRequest if the machine has no compiler.
     """
     if reason := missing(dit.device):
         raise InvalidRequest("compile", True, f"false on this machine ({reason})")
-    torch._dynamo.config.recompile_limit = MAX_SHAPES
+    torch._dynamo.config.recompile_limit = MAX_LENGTHS * VARIANTS
+    torch._dynamo.config.accumulated_recompile_limit = MAX_LENGTHS * VARIANTS
     # Folded, every length of prompt would be a shape of its own; cross-attention is 1 % of a real size.
     dit.fold_text = False
     for block in dit.blocks:
-        block.compile(dynamic=False)  # shapes are few and known; a kernel for any shape is slower on each
+        block.compile(
+            dynamic=False, options=OPTIONS
+        )  # shapes are few and known; a kernel for any shape is slower on each
+    dit.run_blocks = CompiledBlocks(dit)  # type: ignore[method-assign]  # in its place

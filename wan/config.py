@@ -13,6 +13,20 @@ VAE21_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.550
 VAE21_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
              3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)  # fmt: skip
 
+# of Wan 2.2's 48 channels
+VAE22_MEAN = (
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891, 0.1570,
+    -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502, -0.2055, -0.0322,
+    0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520,
+    0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+)  # fmt: skip
+VAE22_STD = (
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165,
+    0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659, 0.7069, 0.5338, 0.4889, 0.4917,
+    0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600,
+    0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+)  # fmt: skip
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -56,7 +70,11 @@ class DiTConfig:
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Sizes of the causal video VAE and the statistics of its latents."""
+    """Sizes of the causal video VAE and the statistics of its latents.
+
+    `patch`: side of the squares of pixels that come in as channels; more than 1 is the VAE of Wan 2.2, whose stages have
+    shortcuts (wan.vae22). `decoder_dim` is `dim` where it is None.
+    """
 
     dim: int = 96
     z_dim: int = 16
@@ -65,6 +83,8 @@ class VAEConfig:
     temporal_downsample: tuple[bool, ...] = (False, True, True)
     latents_mean: tuple[float, ...] = VAE21_MEAN
     latents_std: tuple[float, ...] = VAE21_STD
+    decoder_dim: int | None = None
+    patch: int = 1
 
     def __post_init__(self):
         _require(
@@ -78,7 +98,12 @@ class VAEConfig:
 
     @property
     def spatial_stride(self) -> int:
-        return 2 ** (len(self.dim_mult) - 1)
+        return self.patch * 2 ** (len(self.dim_mult) - 1)
+
+    @property
+    def pixel_channels(self) -> int:
+        """Of what the encoder takes and the decoder gives."""
+        return 3 * self.patch**2
 
     @property
     def temporal_stride(self) -> int:

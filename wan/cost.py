@@ -1,7 +1,8 @@
 """Measures what requests cost on this machine: `python -m wan.cost CHECKPOINT --out FILE`.
 
 The formula is that of `contract.cost`. Its coefficients are fitted to measured steps; the file also holds the plans of the
-caches, so that a service can price a request without the model.
+caches, so that a service can price a request without the model, and the `engine` that was measured, as INFO has it.
+`python -m stages.cost` measures an exported repository.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from contract.card import ModelCard
 from contract.cost import CostModel, Plans
 from contract.geometry import Geometry
 from contract.parameters import LOSSLESS
-from wan.calibrate import only_expert
+from wan.attention import BACKENDS
+from wan.optimize import LINEAR, Options
 from wan.pipeline import Media, Pipeline
 
 Size = tuple[int, int, int]  # width, height, frames
@@ -97,8 +99,9 @@ class _Probe:
                 to.append(self._now())
 
             latents, info = self._denoiser.run(conditioning, request, on_step=note)
-            kinds = [(step.computed, step.branches) for step in info.plan[1:]]  # step 0 also sets up the loop
-            steps += [(kind, after - before) for kind, (before, after) in zip(kinds, pairwise(marks), strict=True)]
+            for (before, step), (start, end) in zip(pairwise(info.plan), pairwise(marks), strict=True):
+                if step.expert == before.expert:  # an expert's first step also sets it up
+                    steps.append(((step.computed, step.branches), end - start))
         began = self._now()
         self.pipeline.decode(latents)
         return encode, self._now() - began, steps
@@ -177,19 +180,40 @@ def plan_table(
 
     With the default sampler and flow shift. A threshold below the first computes every step.
     """
-    expert = only_expert(pipeline.denoiser)
-    table: Plans = {name: {} for name in expert.caches}
-    for steps in sorted({*step_counts, pipeline.card.defaults.steps}):
-        request = pipeline.card.request(prompt="x", seed=0, steps=steps)
-        signals = expert.dit.time_embeddings(pipeline.denoiser.schedule(request).timesteps)
-        for name, cache in expert.caches.items():
+    experts = pipeline.denoiser.experts
+    table: Plans = {name: {} for name in experts[0].caches if all(name in expert.caches for expert in experts)}
+    for steps in _planned(pipeline, step_counts):
+        parts = [
+            (expert.caches, expert.dit.time_embeddings(own))
+            for expert, own in zip(experts, _timesteps(pipeline, steps), strict=True)
+            if own
+        ]
+        for name in table:
             changes, last = {}, "1" * steps
             for threshold in thresholds:
-                plan = "".join("01"[computed] for computed in cache.plan(*signals, threshold))
+                plans = [caches[name].plan(*signals, threshold) for caches, signals in parts]
+                plan = "".join("01"[computed] for part in plans for computed in part)
                 if plan != last:
                     changes[threshold] = last = plan
             table[name][steps] = changes
     return table
+
+
+def _planned(pipeline: Pipeline, step_counts: Sequence[int]) -> list[int]:
+    return sorted({*step_counts, pipeline.card.defaults.steps})
+
+
+def _timesteps(pipeline: Pipeline, steps: int) -> list[list[float]]:
+    """Those of each expert with the default sampler and flow shift."""
+    request = pipeline.card.request(prompt="x", seed=0, steps=steps)
+    return pipeline.denoiser.timesteps(pipeline.denoiser.schedule(request))
+
+
+def switch_table(pipeline: Pipeline, step_counts: Sequence[int] = PLANNED_STEPS) -> dict[int, int]:
+    """For each number of steps those of the first expert; empty for a model of one."""
+    if len(pipeline.denoiser.experts) == 1:
+        return {}
+    return {steps: len(_timesteps(pipeline, steps)[0]) for steps in _planned(pipeline, step_counts)}
 
 
 def default_sizes(card: ModelCard) -> tuple[list[Size], list[Size]]:
@@ -212,15 +236,24 @@ def default_sizes(card: ModelCard) -> tuple[list[Size], list[Size]]:
     return fitted, held_out
 
 
-def _arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m wan.cost", description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What every measurement may be told, whatever it measures."""
     parser.add_argument("--out", type=Path, default=Path("build/cost.json"), help="for WAN_COST_FILE")
     parser.add_argument("--sizes", nargs="+", metavar="WxHxT", help="measure these; every third is held out")
     parser.add_argument(
         "--repeats", type=int, default=REPEATS, help="fewer do on an idle machine; default: %(default)s"
     )
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m wan.cost", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--dit", type=Path, help="a checkpoint whose DiT is taken instead, such as an FP8 package")
+    parser.add_argument("--linear", choices=LINEAR, default="auto")
+    parser.add_argument("--attention", choices=("auto", *BACKENDS), default="auto")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_options(parser)
     return parser.parse_args(arguments)
 
 
@@ -229,9 +262,8 @@ def _size(text: str) -> tuple[int, int, int]:
     return width, height, frames
 
 
-def main(arguments: list[str] | None = None) -> int:
-    given = _arguments(arguments)
-    pipeline = Pipeline.from_checkpoint(given.checkpoint, device=given.device)
+def write(pipeline: Pipeline, given: argparse.Namespace, command: str) -> int:
+    """Measure, fit, check, and write what `add_options` says; returns the exit status."""
     fitted, held_out = default_sizes(pipeline.card)
     if given.sizes:
         sizes = [_size(text) for text in given.sizes]
@@ -241,10 +273,19 @@ def main(arguments: list[str] | None = None) -> int:
     model = fit([m for m in measured if m.size in fitted], geometry)
     checks = [m for m in measured if m.size in held_out]
     worst = max(errors(model, checks, steps, geometry), default=float("nan"))
-    about = f"Seconds; measured by python -m wan.cost {given.checkpoint} on {given.device}"
-    replace(model, plans=plan_table(pipeline)).write(given.out, {"_": about, "held_out_error": round(worst, 4)})
+    about = {"_": f"Seconds; measured by {command}", "engine": pipeline.denoiser.engine}
+    replace(model, plans=plan_table(pipeline), switches=switch_table(pipeline)).write(
+        given.out, about | {"held_out_error": round(worst, 4)}
+    )
     print(f"{given.out}: largest error on {len(checks)} held-out measurements {100 * worst:.1f} %")
     return 0 if worst <= 0.10 else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = _arguments(arguments)
+    options = Options(given.linear, given.attention, given.compile)
+    pipeline = Pipeline.from_checkpoint(given.checkpoint, given.device, options=options, dit=given.dit)
+    return write(pipeline, given, f"python -m wan.cost {given.checkpoint} on {given.device}")
 
 
 if __name__ == "__main__":

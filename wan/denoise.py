@@ -5,10 +5,12 @@ computed from an expert's weights (time embeddings, keys and values, cached resi
 active; the solver's state runs through all of them.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from wan.teacache import StepCache
 # Above this many tokens one forward fills the machine and two branches at once only cost memory.
 MAX_BATCHED_TOKENS = 8192
 CLIP_TOKENS = 257  # of one picture, where only the number of them matters
+GUIDANCE = ("guidance_scale", "guidance_scale_2")  # the parameter that holds each expert's guidance scale
 MAX_MEMORY_SHARE = 0.5  # of what is free, for the activations of a batch
 
 
@@ -56,7 +59,7 @@ class Expert:
     dit: WanDiT
     caches: Mapping[str, StepCache] = field(default_factory=dict)
     lowest_timestep: float = 0.0
-    guidance: str = "guidance_scale"
+    guidance: str = GUIDANCE[0]
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ class Denoiser:
     experts: tuple[Expert, ...]
     geometry: Geometry
     grid: str = "wan"
+    levels: tuple[float, ...] = ()  # of a distilled model's steps, where no grid has them
 
     @property
     def device(self) -> torch.device:
@@ -229,7 +233,7 @@ class Denoiser:
 
     def schedule(self, request: GenerationRequest, of_clip: bool = False) -> Schedule:
         """All steps of the request, or those that are run on a clip."""
-        given = (request.sampler, request.steps, request.flow_shift, self.grid)
+        given = (request.sampler, request.steps, request.flow_shift, self.grid, self.levels)
         if not of_clip:
             return samplers.schedule(*given)
         kept = steps_of_clip(request.steps, request.strength, request.sampler)
@@ -237,25 +241,30 @@ class Denoiser:
             return samplers.schedule(*given, start=request.strength)
         return samplers.schedule(*given).truncated(request.steps - kept)
 
+    def single_steps(self) -> list[Schedule]:
+        """For each expert a schedule of one step that it answers, from just above its lowest timestep."""
+        return [Schedule.of(((expert.lowest_timestep + 1) / 1000,), False) for expert in self.experts]
+
     @torch.inference_mode()
     def plan(self, request: GenerationRequest, schedule: Schedule | None = None) -> Plan:
         """What each step will do, known before the first; InvalidRequest if an expert has no such cache."""
-        timesteps = (schedule or self.schedule(request)).timesteps
-        if len(timesteps) < request.steps and request.cache == "magcache" and request.cache_threshold > 0:
+        schedule = schedule or self.schedule(request)
+        if schedule.steps < request.steps and request.cache == "magcache" and request.cache_threshold > 0:
             raise InvalidRequest(
                 "cache", request.cache, "teacache with a clip: magcache is calibrated for whole schedules"
             )
-        chosen = [self._expert_at(t) for t in timesteps]
-        computed: list[bool] = []
-        for index, expert in enumerate(self.experts):
-            computed += _computed(expert, [t for t, c in zip(timesteps, chosen) if c == index], request)
-        steps, span = len(timesteps), (request.cache_start, request.cache_end)
+        each = self.timesteps(schedule)
+        chosen = [index for index, own in enumerate(each) for _ in own]
+        computed = [c for expert, own in zip(self.experts, each, strict=True) for c in _computed(expert, own, request)]
+        steps, span = len(chosen), (request.cache_start, request.cache_end)
         computed = [c or not may_skip(i, steps, *span) for i, c in enumerate(computed)]
-        guided = guided_steps(steps, request.guidance_scale, request.guidance_end)
-        return tuple(Step(e, c, 2 if i < guided else 1) for i, (e, c) in enumerate(zip(chosen, computed, strict=True)))
+        guided = [guided_steps(steps, getattr(request, e.guidance), request.guidance_end) for e in self.experts]
+        return tuple(Step(e, c, 1 + (i < guided[e])) for i, (e, c) in enumerate(zip(chosen, computed, strict=True)))
 
-    def _expert_at(self, timestep: float) -> int:
-        return next(i for i, expert in enumerate(self.experts) if timestep >= expert.lowest_timestep)
+    def timesteps(self, schedule: Schedule) -> list[list[float]]:
+        """Those of each expert. They fall, so that one expert's steps follow another's."""
+        above = [math.inf, *(expert.lowest_timestep for expert in self.experts)]
+        return [[t for t in schedule.timesteps if low <= t < high] for high, low in pairwise(above)]
 
     @torch.inference_mode()
     def run(
@@ -278,8 +287,8 @@ class Denoiser:
         plan = self.plan(request, schedule)
         if conditioning.start is not None and resume is None:
             latents = self._noised(request, conditioning.start, latents, schedule.sigmas[0])
-        state, start = self._start(request, latents, resume, plan)
-        sampler = samplers.SAMPLERS[request.sampler]
+        state, start = self._start(request, schedule, latents, resume, plan)
+        sampler = samplers.solver(request.sampler, request.seed)
         info = DenoiseInfo(plan, self.engine, start if resume else None)
         active: int | None = None
         evaluator: _Evaluator | None = None
@@ -299,6 +308,7 @@ class Denoiser:
                 resumable = done < len(plan) and plan[done].computed
                 x0, seconds = x - schedule.sigmas[i] * velocity, info.step_seconds[-1]
                 on_step(Progress(done, len(plan), info.steps_skipped, step.computed, seconds, resumable, state, x0))
+        info.engine = self.engine  # as it ran: blocks may have run uncompiled
         return state.latents, info
 
     def _evaluator(
@@ -321,7 +331,9 @@ class Denoiser:
         noise = initial_latents(request.seed, shape) if noise is None else noise.cpu()
         return (1 - sigma) * clip.cpu() + sigma * noise
 
-    def _start(self, request: GenerationRequest, latents, resume: Resume | None, plan) -> tuple[SamplerState, int]:
+    def _start(
+        self, request: GenerationRequest, schedule: Schedule, latents, resume: Resume | None, plan
+    ) -> tuple[SamplerState, int]:
         """The solver's first state and the first step to run."""
         shape = self.geometry.latent_shape(request.width, request.height, request.num_frames)
         if resume is not None:
@@ -333,6 +345,8 @@ class Denoiser:
             return SamplerState.from_tensors(tensors), resume.step
         if latents is None:
             latents = initial_latents(request.seed, shape)
+            if self.levels:  # students that start below pure noise were trained with as much of it
+                latents = schedule.sigmas[0] * latents
         if tuple(latents.shape) != shape:
             raise InvalidRequest("latents shape", tuple(latents.shape), str(shape))
         return SamplerState(latents.to(self.device, torch.float32)), 0

@@ -49,8 +49,9 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary))
     else:
-        (a, b), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
-        rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+        # (a, b) cos + (b, a) (-sin, sin): the compiler would write out two halves and their float32 union
+        cos, sin = rotary.unsqueeze(-2).unbind(-1)
+        rotated = pairs * cos + pairs.flip(-1) * (sin * torch.arange(-1, 2, 2, device=x.device))
     return rotated.flatten(-2).type_as(x)
 
 
@@ -89,8 +90,13 @@ def add_gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     return torch.addcmul(x, y.float(), gate)
 
 
+def apply_each(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """The outputs of layers that take the same input."""
+    return [layer(x) for layer in layers]
+
+
 class SelfAttention(nn.Module):
-    """`attend` computes the attention itself; `wan.attention.use` exchanges it."""
+    """`attend` computes the attention itself, `project` its inputs; `wan.attention.use` and `wan.fp8.use` exchange them."""
 
     def __init__(self, config: DiTConfig):
         super().__init__()
@@ -98,15 +104,16 @@ class SelfAttention(nn.Module):
         self.head_dim = config.head_dim
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim, config.eps), RMSNorm(dim, config.eps)
-        self.attend = sdpa
+        self.attend, self.project = sdpa, apply_each
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))  # [B, S, H, D]
 
     def forward(self, x: Tensor, rotary: Tensor) -> Tensor:  # [B, S, C]
-        q = rotate(self._heads(self.norm_q(self.q(x))), rotary)
-        k = rotate(self._heads(self.norm_k(self.k(x))), rotary)
-        return self.o(self.attend(q, k, self._heads(self.v(x))))
+        q, k, v = self.project((self.q, self.k, self.v), x)
+        q = rotate(self._heads(self.norm_q(q)), rotary)
+        k = rotate(self._heads(self.norm_k(k)), rotary)
+        return self.o(self.attend(q, k, self._heads(v)))
 
 
 class Source(NamedTuple):
@@ -132,7 +139,8 @@ class CrossAttention(SelfAttention):
             self.norm_k_img = RMSNorm(config.dim, config.eps)
 
     def text(self, context: Tensor, bias: Tensor | None) -> Source:  # [B, L, C]
-        return Source(self._heads(self.norm_k(self.k(context))), self._heads(self.v(context)), bias)
+        k, v = self.project((self.k, self.v), context)
+        return Source(self._heads(self.norm_k(k)), self._heads(v), bias)
 
     def image(self, tokens: Tensor, batch: int) -> Source:
         """Of picture tokens [1 or B, L, C]: one picture serves a batch without a copy."""
@@ -190,7 +198,7 @@ class ImageProjection(nn.Module):
 
     def __init__(self, config: DiTConfig):
         super().__init__()
-        width = config.image_dim
+        self.width = width = config.image_dim
         self.proj = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, width),
@@ -202,13 +210,10 @@ class ImageProjection(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:  # [B, L, image_dim] -> [B, L, dim]
         """Raises InvalidRequest for another width, or another number of tokens than there are positions."""
-        width, length = (
-            self.proj[0].normalized_shape[0],
-            tokens.shape[1] if self.emb_pos is None else self.emb_pos.shape[1],
-        )
-        if tokens.dim() != 3 or tuple(tokens.shape[1:]) != (length, width):
-            raise InvalidRequest("image tokens shape", tuple(tokens.shape), f"[B, {length}, {width}]")
-        tokens = tokens.to(self.proj[0].weight.dtype)
+        length = tokens.shape[1] if self.emb_pos is None else self.emb_pos.shape[1]
+        if tokens.dim() != 3 or tuple(tokens.shape[1:]) != (length, self.width):
+            raise InvalidRequest("image tokens shape", tuple(tokens.shape), f"[B, {length}, {self.width}]")
+        tokens = tokens.to(next(self.proj.parameters()).dtype)
         return self.proj(tokens if self.emb_pos is None else tokens + self.emb_pos)
 
 

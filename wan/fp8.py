@@ -5,13 +5,14 @@ to E4M3 on every device. A GPU of compute capability 8.9 or higher multiplies th
 row-wise scales); elsewhere they are dequantised first, so that a CPU shows the quality that a GPU will serve.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan.errors import CheckpointError
+from wan.errors import CheckpointError, InvalidRequest
 
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
@@ -19,6 +20,9 @@ SMALLEST_AMAX = 1e-12  # a row of zeros still needs a scale that is not zero
 # cuBLASLt and CUTLASS load FP8 operands 16 bytes at a time (checked by torch._scaled_mm).
 MULTIPLE = 16
 NATIVE_CAPABILITY = (8, 9)
+# Of the hardware's products against float32 ones of the same operands, relative: rounding to bfloat16 makes 0.002.
+LARGEST_ERROR = 0.01
+CHECKED_ROWS = 257
 SCALE_SUFFIX = "weight_scale"
 
 
@@ -84,15 +88,87 @@ class Fp8Linear(nn.Module):
             layer.bias.data = linear.bias.detach()
         return layer
 
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [..., in]
+        """The form of an input that `multiply` takes."""
+        return quantize_rows(x.reshape(-1, self.in_features))
+
+    def multiply(self, values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """Quantised rows [N, in] to [N, out] in `dtype`."""
+        if is_native(values.device):
+            return scaled_mm(values, scale, self.weight, self.weight_scale, self.bias).to(dtype)
+        return self.multiply_exactly(values, scale, dtype)
+
+    def multiply_exactly(self, values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same from dequantised operands, on any device."""
+        weight = dequantize(self.weight, self.weight_scale, dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return F.linear(dequantize(values, scale, dtype), weight, bias)
+
     def forward(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out] in the dtype of x
-        values, scale = quantize_rows(x.reshape(-1, self.in_features))
-        if is_native(x.device):
-            out = scaled_mm(values, scale, self.weight, self.weight_scale, self.bias).to(x.dtype)
+        return self.multiply(*self.quantize(x), x.dtype).view(*x.shape[:-1], self.out_features)
+
+
+def apply_each(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """The outputs of layers that take the same input, which is quantised once for all FP8 layers among them."""
+    shared: Any = next((layer.quantize(x) for layer in layers if isinstance(layer, Fp8Linear)), None)
+    outputs = []
+    for layer in layers:
+        if isinstance(layer, Fp8Linear):
+            outputs.append(layer.multiply(shared[0], shared[1], x.dtype).view(*x.shape[:-1], layer.out_features))
         else:
-            weight = dequantize(self.weight, self.weight_scale, x.dtype)
-            bias = None if self.bias is None else self.bias.to(x.dtype)
-            out = F.linear(dequantize(values, scale, x.dtype), weight, bias)
-        return out.view(*x.shape[:-1], self.out_features)
+            outputs.append(layer(x))
+    return outputs
+
+
+class JoinedLinears(nn.Module):
+    """FP8 layers of one input as one layer: quantised once, one product. It and they share one memory."""
+
+    def __init__(self, layers: Sequence[Fp8Linear]):
+        super().__init__()
+        self.sizes = [layer.out_features for layer in layers]
+        self.joined = Fp8Linear(layers[0].in_features, sum(self.sizes), layers[0].bias is not None, "meta")
+        for name, _ in list(self.joined.named_parameters()):
+            together = torch.cat([getattr(layer, name).data for layer in layers])
+            setattr(self.joined, name, nn.Parameter(together, requires_grad=False))
+            for layer, part in zip(layers, together.split(self.sizes), strict=True):
+                getattr(layer, name).data = part
+
+    def forward(self, layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
+        """As `apply_each` of the layers that it was made of."""
+        return self.joined(x).split(self.sizes, dim=-1)
+
+
+def use(dit: Any) -> bool:
+    """Let the FP8 layers of `dit` that share an input share its quantisation; returns whether there are any.
+
+    Raises InvalidRequest if the hardware's products are not those of the operands.
+    """
+    layers = [layer for layer in dit.modules() if isinstance(layer, Fp8Linear)]
+    if not layers:
+        return False
+    for layer in {(layer.in_features, layer.out_features): layer for layer in layers}.values():
+        check(layer)
+    for block in dit.blocks:
+        block.cross_attn.project = apply_each
+        three = [block.self_attn.q, block.self_attn.k, block.self_attn.v]
+        joinable = all(isinstance(layer, Fp8Linear) for layer in three)
+        block.self_attn.project = JoinedLinears(three) if joinable else apply_each
+    return True
+
+
+@torch.inference_mode()
+def check(layer: Fp8Linear) -> None:
+    """Compare the hardware's product with one in float32, on rows of noise; raises InvalidRequest if they differ."""
+    noise = torch.randn(CHECKED_ROWS, layer.in_features, generator=torch.Generator().manual_seed(0))
+    values, scale = layer.quantize(noise.to(layer.weight.device))
+    expected = layer.multiply_exactly(values, scale, torch.float32)
+    error = ((layer.multiply(values, scale, torch.float32) - expected).norm() / expected.norm()).item()
+    if not error <= LARGEST_ERROR:
+        shape = f"{layer.in_features} x {layer.out_features}"
+        reason = (
+            f"this machine multiplies a layer of {shape} with a relative error of {error:.2g}, not {LARGEST_ERROR:g}"
+        )
+        raise InvalidRequest("linear", "fp8", f"auto ({reason})")
 
 
 def swap_linears(module: nn.Module, names: Iterable[str]) -> None:

@@ -64,8 +64,11 @@ _VAE_RESNET = [
 ]
 
 
-def vae_from_diffusers(num_res_blocks: int) -> Callable[[str], str]:
-    """Renaming for a VAE with `num_res_blocks` residual blocks per encoder level (the decoder has one more)."""
+def vae_from_diffusers(num_res_blocks: int, residual: bool = False) -> Callable[[str], str]:
+    """Renaming for a VAE with `num_res_blocks` residual blocks per encoder level (the decoder has one more).
+
+    `residual`: the VAE of Wan 2.2, where levels are modules of their own.
+    """
     per_level = num_res_blocks + 2  # residual blocks of a decoder level and its upsampler
 
     def rename(key: str) -> str:
@@ -76,6 +79,8 @@ def vae_from_diffusers(num_res_blocks: int) -> Callable[[str], str]:
         key = re.sub(r"^(encoder|decoder)\.conv_out\.", r"\1.head.2.", key)
         key = re.sub(r"\.mid_block\.resnets\.(\d)", lambda m: f".middle.{2 * int(m[1])}", key)
         key = re.sub(r"\.mid_block\.attentions\.0", ".middle.1", key)
+        if residual:
+            key = _stages_from_diffusers(key, num_res_blocks)
         key = re.sub(r"^encoder\.down_blocks\.", "encoder.downsamples.", key)
         key = re.sub(
             r"^decoder\.up_blocks\.(\d+)\.resnets\.(\d+)",
@@ -93,6 +98,17 @@ def vae_from_diffusers(num_res_blocks: int) -> Callable[[str], str]:
         return key
 
     return rename
+
+
+def _stages_from_diffusers(key: str, num_res_blocks: int) -> str:
+    key = re.sub(r"^encoder\.down_blocks\.(\d+)\.resnets\.", r"encoder.downsamples.\1.downsamples.", key)
+    key = re.sub(
+        r"^encoder\.down_blocks\.(\d+)\.downsampler\.", rf"encoder.downsamples.\1.downsamples.{num_res_blocks}.", key
+    )
+    key = re.sub(r"^decoder\.up_blocks\.(\d+)\.resnets\.", r"decoder.upsamples.\1.upsamples.", key)
+    return re.sub(
+        r"^decoder\.up_blocks\.(\d+)\.upsampler\.", rf"decoder.upsamples.\1.upsamples.{num_res_blocks + 1}.", key
+    )
 
 
 _UMT5_RULES = [

@@ -4,7 +4,7 @@ The first frame (image to video), first and last, the end of another clip (conti
 pictures. Unknown frames are grey.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contract.geometry import Geometry
 from wan.errors import InvalidRequest
-from wan.pictures import Picture, fit, to_signed
+from wan.pictures import Clip, Picture, fit, to_signed
 
 Known = Mapping[int, np.ndarray]  # position -> uint8 [H, W, 3]
 Encode = Callable[[Iterable[Tensor]], Iterator[Tensor]]  # chunks of frames -> their latents [1, z, 1, h, w]
@@ -26,7 +26,7 @@ def continued(geometry: Geometry) -> int:
 def arrange(
     image: Picture | None,
     last_image: Picture | None,
-    video: Sequence[Picture] | None,
+    video: Clip | None,
     size: tuple[int, int, int],
     geometry: Geometry,
 ) -> dict[int, np.ndarray]:
@@ -91,7 +91,7 @@ def channels(known: Known, size: tuple[int, int, int], geometry: Geometry, encod
     return torch.cat([flags.expand(-1, *space), latents])
 
 
-def clip_latents(video: Sequence[Picture], size: tuple[int, int, int], geometry: Geometry, encode: Encode) -> Tensor:
+def clip_latents(video: Clip, size: tuple[int, int, int], geometry: Geometry, encode: Encode) -> Tensor:
     """Latents [z, T', h, w] of the first frames of a clip, fitted to `size`; InvalidRequest if it has too few."""
     width, height, num_frames = size
     if len(video) < num_frames:
@@ -103,7 +103,7 @@ def clip_latents(video: Sequence[Picture], size: tuple[int, int, int], geometry:
 class _Fitted(Mapping):
     """Frames of a clip that are brought to size when they are read, so that one copy of it is enough."""
 
-    def __init__(self, video: Sequence[Picture], width: int, height: int):
+    def __init__(self, video: Clip, width: int, height: int):
         self._video, self._size = video, (width, height)
 
     def __getitem__(self, i: int) -> np.ndarray:

@@ -4,6 +4,8 @@ One way for every caller: a picture covers the frame and what overhangs is cut o
 references stretch it. CLIP sees the same frame, stretched to its square as in the official code, with antialiasing.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -13,6 +15,7 @@ from wan import clip
 from wan.errors import InvalidRequest
 
 Picture = Image.Image | np.ndarray  # or uint8 [H, W, 3]
+Clip = Sequence[Picture] | np.ndarray  # or uint8 [T, H, W, 3]
 
 
 def _image(picture: Picture) -> Image.Image:

@@ -15,10 +15,10 @@ from contract.parameters import GenerationRequest
 from wan import known_frames
 from wan.checkpoint import Checkpoint
 from wan.clip import ClipVision
-from wan.denoise import Conditioning, DenoiseInfo, Denoiser, Expert, Progress, Resume
+from wan.denoise import GUIDANCE, Conditioning, DenoiseInfo, Denoiser, Expert, Progress, Resume
 from wan.dit import WanDiT
 from wan.optimize import Options, optimized
-from wan.pictures import Picture, clip_pixels
+from wan.pictures import Clip, Picture, clip_pixels
 from wan.text import TextEncoder, Tokenizer
 from wan.vae import WanVAE
 from wan.vae_cpu import accelerate
@@ -30,12 +30,13 @@ class Media:
 
     image: Picture | None = None
     last_image: Picture | None = None
-    video: Sequence[Picture] | None = None
+    video: Clip | None = None
 
     @classmethod
     def grey(cls, card: ModelCard, request: GenerationRequest) -> "Media":
         """What the model needs of pictures, in grey: for measurements."""
-        return cls(**{name: np.full((request.height, request.width, 3), 127, np.uint8) for name in card.needs})
+        grey = np.full((request.height, request.width, 3), 127, np.uint8)
+        return cls(*(grey if name in card.needs else None for name in ("image", "last_image")))
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -62,8 +63,10 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def denoiser(checkpoint: Checkpoint, geometry: Geometry, dits: Sequence[WanDiT]) -> Denoiser:
-    """The experts of a checkpoint around DiTs that were loaded from it."""
-    return Denoiser(tuple(Expert(dit, checkpoint.caches) for dit in dits), geometry, checkpoint.grid)
+    """The experts of a checkpoint around DiTs that were loaded from it, in order."""
+    lowest = (0.0,) if checkpoint.boundary is None else (1000 * checkpoint.boundary, 0.0)
+    experts = [Expert(*each) for each in zip(dits, checkpoint.caches, lowest, GUIDANCE[: len(dits)], strict=True)]
+    return Denoiser(tuple(experts), geometry, checkpoint.grid, checkpoint.variant.levels)
 
 
 def load_denoiser(
@@ -74,8 +77,9 @@ def load_denoiser(
     options: Options | None = None,
 ) -> Denoiser:
     """Every expert of a checkpoint, FP8 packages included, computing as `options` say."""
-    dit = checkpoint.load_dit(device, dtype or default_dtype(device))
-    return denoiser(checkpoint, geometry, [optimized(dit, options or Options())])
+    dtype, options = dtype or default_dtype(device), options or Options()
+    dits = [optimized(checkpoint.load_dit(device, dtype, i), options) for i in range(len(checkpoint.dit_folders))]
+    return denoiser(checkpoint, geometry, dits)
 
 
 @dataclass
@@ -90,17 +94,20 @@ class Pipeline:
     clip: ClipVision | None = None  # of a checkpoint whose DiT takes picture tokens
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device=None, dtype: torch.dtype | None = None) -> "Pipeline":
-        """Load all components of a checkpoint in either layout.
+    def from_checkpoint(
+        cls, path: str | Path, device=None, dtype: torch.dtype | None = None, options: Options | None = None, dit=None
+    ) -> "Pipeline":
+        """Load all components of a checkpoint in either layout; `dit` is another one that its DiT is taken from.
 
         `dtype` is that of the text encoder and the DiT: float32 by default on a CPU, bfloat16 elsewhere. The VAE runs
         in float32, as in the reference.
         """
         checkpoint, device = Checkpoint.open(path), torch.device(device or "cpu")
+        package = Checkpoint.open(dit) if dit else checkpoint
         return cls(
             tokenizer=Tokenizer(checkpoint.tokenizer_directory),
             text_encoder=checkpoint.load_text_encoder(device, dtype or default_dtype(device)),
-            denoiser=load_denoiser(checkpoint, checkpoint.card.geometry, device, dtype),
+            denoiser=load_denoiser(package, checkpoint.card.geometry, device, dtype, options),
             vae=accelerate(checkpoint.load_vae(device, torch.float32)),
             card=checkpoint.card,
             clip=checkpoint.load_clip(device, torch.float32) if checkpoint.dit_config().image_dim else None,
@@ -118,15 +125,15 @@ class Pipeline:
     def condition(self, request: GenerationRequest, media: Media = Media()) -> Conditioning:
         """What the model is given of a request besides noise. Raises InvalidRequest for media it does not take."""
         self.card.check_media(media.given)
-        texts = self.encode([request.prompt, request.negative_prompt])
+        text, negative = self.encode([request.prompt, request.negative_prompt])
         size, geometry = (request.width, request.height, request.num_frames), self.card.geometry
         if not self.card.continues:
             clip = media.video
             start = None if clip is None else known_frames.clip_latents(clip, size, geometry, self.vae.encode_stream)
-            return Conditioning(*texts, start=start)
+            return Conditioning(text, negative, start=start)
         known = known_frames.arrange(media.image, media.last_image, media.video, size, geometry)
         channels = known_frames.channels(known, size, geometry, self.vae.encode_stream)
-        return Conditioning(*texts, channels=channels, image_tokens=self.image_tokens(known))
+        return Conditioning(text, negative, channels=channels, image_tokens=self.image_tokens(known))
 
     @torch.inference_mode()
     def image_tokens(self, known: known_frames.Known) -> Tensor | None:
@@ -159,7 +166,7 @@ class Pipeline:
 
     def __call__(
         self, prompt: str, *, image: Picture | None = None, last_image: Picture | None = None,
-        video: Sequence[Picture] | None = None, latents: Tensor | None = None,
+        video: Clip | None = None, latents: Tensor | None = None,
         on_step: Callable[[Progress], None] | None = None, **parameters,
     ) -> Video:  # fmt: skip
         """Generate one video, from pictures (PIL or uint8 [H, W, 3]) or a clip (frames) if the model takes them. `parameters`
@@ -176,17 +183,21 @@ class Pipeline:
         clock.append(time.perf_counter())
         names = ("text_encoder", "denoise", "vae_decoder")
         seconds = {name: round(b - a, 6) for name, a, b in zip(names, clock[:-1], clock[1:], strict=True)}
-        return Video(frames, latents.cpu(), describe(request, done, self.card.defaults.fps, seconds))
+        return Video(frames, latents.cpu(), describe(self.card, request, done, seconds))
 
 
-def describe(request: GenerationRequest, done: DenoiseInfo, fps: int, seconds: dict[str, float]) -> dict:
+def describe(card: ModelCard, request: GenerationRequest, done: DenoiseInfo, seconds: dict[str, float]) -> dict:
     """The facts about a finished run that clients get as INFO."""
     parameters = {name: value for name, value in asdict(request).items() if name not in ("prompt", "negative_prompt")}
-    counts = {
+    counts: dict = {
         "steps_computed": done.steps_computed,
         "steps_skipped": done.steps_skipped,
         "skipped": [i for i, step in enumerate(done.plan) if not step.computed],
         "forwards": done.forwards,
         "resumed_from": done.resumed_from,
     }
-    return parameters | counts | {"engine": done.engine, "fps": fps, "seconds": seconds}
+    if done.plan[-1].expert:
+        counts["first_expert_steps"] = sum(step.expert == 0 for step in done.plan)
+    if warnings := card.warnings(request):
+        counts["warnings"] = warnings
+    return parameters | counts | {"engine": done.engine, "fps": card.defaults.fps, "seconds": seconds}

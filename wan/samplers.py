@@ -1,20 +1,25 @@
 """Flow-matching schedules and solvers.
 
 x_sigma = (1 - sigma) x0 + sigma noise; the model predicts v = noise - x0, so x0 = x - sigma v. A solver is a pure
-function of its state: the latents and the last x0 predictions, all float32, which is what a checkpoint stores.
+function of its state: the latents and the last x0 predictions, all float32, which is what a checkpoint stores; one that
+draws noise draws it from the seed and the step, so that it continues as it began.
 
 UniPC: Zhao et al. 2023 (order 2, bh2, x0 prediction, corrector always on). DPM-Solver++ 2M: Lu et al. 2022.
 """
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from wan.errors import InvalidRequest
 
+FLOAT_TIMESTEPS = ("euler", "renoise")
 GRIDS = ("wan", "diffusers")
 OFFICIAL_TOP = 0.9990000128746033  # float32(0.999): the official training grid's largest sigma is kept in float32
 
@@ -59,22 +64,33 @@ def _linspace(start: float, stop: float, steps: int) -> list[float]:
     return [i * step + start for i in range(steps)]
 
 
-def schedule(sampler: str, steps: int, flow_shift: float, grid: str = "wan", start: float = 1.0) -> Schedule:
-    """Sigmas and model timesteps of `sampler`; `start` scales the levels before they are shifted.
+def schedule(
+    sampler: str,
+    steps: int,
+    flow_shift: float,
+    grid: str = "wan",
+    levels: tuple[float, ...] = (),
+    start: float = 1.0,
+) -> Schedule:
+    """Sigmas and model timesteps of `sampler`; `levels`, if they suffice, take the place of a grid with a shift.
+
+    `start` scales the levels of a grid before they are shifted.
 
     The reference implementations disagree in detail, and each checkpoint layout keeps its own: for UniPC the official
     code starts at 0.999 and ends at 0, Diffusers starts at 1 and ends at 0.001. Both cut the timesteps to integers;
-    Euler keeps them.
+    Euler and renoise keep them.
     """
     if sampler not in SAMPLERS:
         raise InvalidRequest("sampler", sampler, ", ".join(SAMPLERS))
+    if steps <= len(levels) and sampler in FLOAT_TIMESTEPS and start == 1:  # fewer take the head of the list
+        return Schedule.of(levels[:steps], whole_timesteps=False)
     top, bottom = 1.0, 0.0
     if sampler == "unipc":
         top, bottom = (OFFICIAL_TOP, 0.0) if grid == "wan" else (1.0, 0.001)
     sigmas = [shifted(s, flow_shift) for s in _linspace(start * top, bottom, steps)]
     if sampler == "unipc" and abs(sigmas[0] - 1.0) < 1e-6:
         sigmas[0] -= 1e-6  # log((1 - sigma) / sigma) must be finite
-    return Schedule.of(sigmas, whole_timesteps=sampler != "euler")
+    return Schedule.of(sigmas, whole_timesteps=sampler not in FLOAT_TIMESTEPS)
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,22 @@ def _log_snr(sigma: float) -> float:
 
 def euler(state: SamplerState, velocity: Tensor, sigmas: tuple[float, ...], i: int) -> SamplerState:
     return replace(state, latents=state.latents + (sigmas[i + 1] - sigmas[i]) * velocity)
+
+
+def noise(seed: int, step: int, shape: tuple[int, ...]) -> Tensor:
+    """Fresh noise of a step, float32, drawn on the CPU; other than what the run of any seed starts from."""
+    digest = hashlib.sha256(f"{seed} {step}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+
+def renoise(state: SamplerState, velocity: Tensor, sigmas: tuple[float, ...], i: int, seed: int = 0) -> SamplerState:
+    """The prediction with fresh noise at the next level, as consistency and DMD students are trained to continue."""
+    x0, sigma_next = state.latents - sigmas[i] * velocity, sigmas[i + 1]
+    if sigma_next == 0:
+        return SamplerState(x0)
+    fresh = noise(seed, i, tuple(x0.shape)).to(x0)
+    return SamplerState((1 - sigma_next) * x0 + sigma_next * fresh)
 
 
 def dpm_plus_plus(state: SamplerState, velocity: Tensor, sigmas: tuple[float, ...], i: int) -> SamplerState:
@@ -165,4 +197,9 @@ def unipc(state: SamplerState, velocity: Tensor, sigmas: tuple[float, ...], i: i
     return SamplerState(prediction, (state.history[-1], x0) if order_two else (x0,), x)
 
 
-SAMPLERS = {"unipc": unipc, "euler": euler, "dpm++": dpm_plus_plus}
+SAMPLERS = {"unipc": unipc, "euler": euler, "dpm++": dpm_plus_plus, "renoise": renoise}
+
+
+def solver(sampler: str, seed: int) -> Callable[[SamplerState, Tensor, tuple[float, ...], int], SamplerState]:
+    """One step of `sampler` in a run of `seed`."""
+    return partial(renoise, seed=seed) if sampler == "renoise" else SAMPLERS[sampler]

@@ -54,8 +54,13 @@ OFFICIAL = {
 RETAINED_STEPS = 5
 
 
-def official(variant: str, retention: bool | None = None) -> TeaCacheModel | None:
-    """The published polynomial of a variant, by default in the mode its authors recommend; None if there is none."""
+def official(variant: str, retention: bool | None = None, expert: int = 0) -> TeaCacheModel | None:
+    """The published polynomial of a variant, by default in the mode its authors recommend; None if there is none.
+
+    None was published for two experts.
+    """
+    if expert:
+        return None
     if retention is None:
         retention = variant != "t2v-1.3b"
     coefficients = OFFICIAL.get((variant, retention))

@@ -74,7 +74,11 @@ class TensorFiles:
         load, (rows, *rest), dtype = self._where.pop(name)
         for i, part in enumerate(parts):
             shape = (rows // len(parts), *rest)
-            self._where[part] = (lambda i=i: load().chunk(len(parts))[i].clone(), shape, dtype)
+
+            def cut(i: int = i) -> Tensor:
+                return load().chunk(len(parts))[i].clone()
+
+            self._where[part] = (cut, shape, dtype)
 
     def unwrap(self, name: str) -> None:
         """Take the tensor `name` [1, ...] without its first dimension."""

@@ -139,14 +139,14 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width, halves the channels; with `temporal` doubles every frame but the first."""
+    """Doubles height and width, by default halves the channels; with `temporal` doubles every frame but the first."""
 
-    def __init__(self, dim: int, temporal: bool):
+    def __init__(self, dim: int, temporal: bool, out_dim: int | None = None):
         super().__init__()
         self.resample = nn.Sequential(
             # At a factor of two this equals the reference's "nearest-exact", and ONNX has an operator for it.
             nn.Upsample(scale_factor=2.0, mode="nearest"),
-            nn.Conv2d(dim, dim // 2, 3, padding=1),
+            nn.Conv2d(dim, out_dim or dim // 2, 3, padding=1),
         )
         self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1)) if temporal else None
 
@@ -171,29 +171,25 @@ class Upsample(nn.Module):
         return torch.stack([even, odd], dim=3).flatten(2, 3)
 
 
-class _Coder(nn.Module):
-    """What encoder and decoder share: apply layers in order, passing the cache to those that use it."""
+class Coder(nn.Module):
+    """What encoder, decoder and their stages share: apply layers in order, passing the cache to those that use it."""
 
     @staticmethod
     def _run(layers, x: Tensor, cache: FeatureCache) -> Tensor:
         for layer in layers:
-            takes_cache = isinstance(layer, CausalConv3d | ResidualBlock | AttentionBlock | Downsample | Upsample)
+            takes_cache = isinstance(
+                layer, CausalConv3d | ResidualBlock | AttentionBlock | Downsample | Upsample | Coder
+            )
             x = layer(x, cache) if takes_cache else layer(x)
         return x
 
 
-class Encoder(_Coder):
+class Encoder(Coder):
     def __init__(self, config: VAEConfig):
         super().__init__()
         dims = [config.dim * m for m in (1, *config.dim_mult)]
-        self.conv1 = CausalConv3d(3, dims[0], 3, padding=1)
-        layers: list[nn.Module] = []
-        for level, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
-            for block in range(config.num_res_blocks):
-                layers.append(ResidualBlock(in_dim if block == 0 else out_dim, out_dim))
-            if level < len(config.temporal_downsample):
-                layers.append(Downsample(out_dim, config.temporal_downsample[level]))
-        self.downsamples = nn.ModuleList(layers)
+        self.conv1 = CausalConv3d(config.pixel_channels, dims[0], 3, padding=1)
+        self.downsamples = nn.ModuleList(self._levels(dims, config))
         self.middle = nn.ModuleList(
             [ResidualBlock(dims[-1], dims[-1]), AttentionBlock(dims[-1]), ResidualBlock(dims[-1], dims[-1])]
         )
@@ -201,19 +197,36 @@ class Encoder(_Coder):
             [RMSNorm(dims[-1], 3), nn.SiLU(), CausalConv3d(dims[-1], 2 * config.z_dim, 3, padding=1)]
         )
 
+    @staticmethod
+    def _levels(dims: list[int], config: VAEConfig) -> list[nn.Module]:
+        layers: list[nn.Module] = []
+        for level, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+            for block in range(config.num_res_blocks):
+                layers.append(ResidualBlock(in_dim if block == 0 else out_dim, out_dim))
+            if level < len(config.temporal_downsample):
+                layers.append(Downsample(out_dim, config.temporal_downsample[level]))
+        return layers
+
     def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
         return self._run([self.conv1, *self.downsamples, *self.middle, *self.head], x, cache)
 
 
-class Decoder(_Coder):
+class Decoder(Coder):
     def __init__(self, config: VAEConfig):
         super().__init__()
         mult = config.dim_mult[::-1]
-        dims = [config.dim * m for m in (mult[0], *mult)]
+        dims = [(config.decoder_dim or config.dim) * m for m in (mult[0], *mult)]
         self.conv1 = CausalConv3d(config.z_dim, dims[0], 3, padding=1)
         self.middle = nn.ModuleList(
             [ResidualBlock(dims[0], dims[0]), AttentionBlock(dims[0]), ResidualBlock(dims[0], dims[0])]
         )
+        self.upsamples = nn.ModuleList(self._levels(dims, config))
+        self.head = nn.ModuleList(
+            [RMSNorm(dims[-1], 3), nn.SiLU(), CausalConv3d(dims[-1], config.pixel_channels, 3, padding=1)]
+        )
+
+    @staticmethod
+    def _levels(dims: list[int], config: VAEConfig) -> list[nn.Module]:
         layers: list[nn.Module] = []
         temporal_upsample = config.temporal_downsample[::-1]
         for level, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
@@ -222,8 +235,7 @@ class Decoder(_Coder):
                 layers.append(ResidualBlock(in_dim if block == 0 else out_dim, out_dim))
             if level < len(temporal_upsample):
                 layers.append(Upsample(out_dim, temporal_upsample[level]))
-        self.upsamples = nn.ModuleList(layers)
-        self.head = nn.ModuleList([RMSNorm(dims[-1], 3), nn.SiLU(), CausalConv3d(dims[-1], 3, 3, padding=1)])
+        return layers
 
     def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
         return self._run([self.conv1, *self.middle, *self.upsamples, *self.head], x, cache)
@@ -232,13 +244,16 @@ class Decoder(_Coder):
 class WanVAE(nn.Module):
     """Video to normalised latents and back; (latents - mean) / std per channel is what the DiT sees."""
 
+    encoder_type: type[Encoder] = Encoder
+    decoder_type: type[Decoder] = Decoder
+
     def __init__(self, config: VAEConfig):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = self.encoder_type(config)
         self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, 1)
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, 1)
-        self.decoder = Decoder(config)
+        self.decoder = self.decoder_type(config)
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         shape = (1, -1, 1, 1, 1)
@@ -266,8 +281,11 @@ class WanVAE(nn.Module):
         """
         walk = FeatureCache(cache, consume)
         mean, std = self._statistics(latents)
-        frames = self.decoder(self.conv2(latents * std + mean, walk), walk)
+        frames = self._decoded(latents * std + mean, walk)
         return frames.clamp(-1.0, 1.0), walk.kept
+
+    def _decoded(self, latents: Tensor, cache: FeatureCache) -> Tensor:
+        return self.decoder(self.conv2(latents, cache), cache)
 
     def channels_last(self) -> "WanVAE":
         """Keep convolution weights in channels-last order, for which oneDNN and cuDNN have the faster 3D kernels."""

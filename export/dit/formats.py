@@ -13,6 +13,7 @@ ours are found per token at run time. What fits none of these is refused, naming
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -151,16 +152,20 @@ class DitWeights:
         return tensor.float() if scale is None else tensor.float() * self.tensors.load(scale).float()
 
 
-def with_dit(checkpoint: Checkpoint, dit: Path | None) -> Checkpoint:
-    """The checkpoint with the DiT of the file or directory `dit` in the place of its own, if one is given."""
-    if dit is None:
+def with_dit(checkpoint: Checkpoint, dits: Sequence[Path]) -> Checkpoint:
+    """The checkpoint with the DiTs of these files or directories in the place of its own, one for each expert, if given."""
+    if not dits:
         return checkpoint
+    if len(dits) != (experts := len(checkpoint.dit_folders)):
+        raise CheckpointError(f"{checkpoint.root}: {len(dits)} DiTs were given; allowed: {experts}, high noise first")
+    tensors = [_tensors(dit) for dit in dits]
+    replaced = copy.copy(checkpoint)
+    replaced.dit_tensors = lambda expert=0: tensors[expert]  # type: ignore[method-assign]
+    return replaced
+
+
+def _tensors(dit: Path) -> TensorFiles:
     files = [dit] if dit.is_file() else sorted(dit.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{dit}: neither a file nor a directory with .safetensors files")
-    tensors = TensorFiles(
-        [file.resolve() for file in files], keys.dit_from_diffusers
-    )  # official names stay as they are
-    replaced = copy.copy(checkpoint)
-    replaced.dit_tensors = lambda: tensors  # type: ignore[method-assign]
-    return replaced
+    return TensorFiles([file.resolve() for file in files], keys.dit_from_diffusers)  # official names stay as they are

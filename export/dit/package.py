@@ -26,7 +26,7 @@ from export.dit.lora import Lora, merge
 from export.dit.precision import Precision, group
 from export.dit.stream import Slot, write_safetensors
 from wan import fp8
-from wan.checkpoint import SETTINGS_FILE, Checkpoint, DiffusersCheckpoint
+from wan.checkpoint import INDEX_FILE, SETTINGS_FILE, Checkpoint
 
 SHARD_BYTES = 1 << 30
 STEM = "diffusion_pytorch_model"
@@ -153,9 +153,10 @@ def _errors(files: list[Path]) -> list[LayerError]:
     return [LayerError(**error) for file in files for error in json.loads(_errors_file(file).read_text())]
 
 
-def folder_of_weights(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Where the weights lie: the layout decides which sigma grid the samplers use, so it stays that of the source."""
-    return folder / "transformer" if isinstance(checkpoint, DiffusersCheckpoint) else folder
+def report_folders(checkpoint: Checkpoint, folder: Path) -> list[Path]:
+    """Where the reports about each expert lie: with the weights, where there are two."""
+    names = checkpoint.dit_folders
+    return [folder] if len(names) == 1 else [folder / name for name in names]
 
 
 def package(
@@ -167,13 +168,14 @@ def package(
     recipe: str,
     progress: Progress = lambda name, elements: None,
     shard_bytes: int = SHARD_BYTES,
+    expert: int = 0,
 ) -> dict:
-    """Write the package to `folder`; returns the manifest's part about it.
+    """Write the package of one expert to `folder`, laid out as the source is; returns the manifest's part about it.
 
     Shards that an earlier run wrote from the same `recipe` (a hash of all that the weights depend on) are kept.
     """
     entries = contents(weights, precision, checkpoint.dit_config().num_layers)
-    target = folder_of_weights(checkpoint, folder)
+    target, reports = folder / checkpoint.dit_folders[expert], report_folders(checkpoint, folder)[expert]
     target.mkdir(parents=True, exist_ok=True)
     groups = shards(entries, shard_bytes)
     files = [target / f"{STEM}-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
@@ -186,19 +188,27 @@ def package(
     kept = {path for file in files for path in (file, _errors_file(file))}
     for stale in set(target.glob(f"{STEM}-*")) - kept:
         stale.unlink()
-    _copy_settings(checkpoint, folder, target)
+    _copy_settings(checkpoint, folder, expert)
     _write_index(target, files)
     described = describe(entries, weights, precision, loras)
-    write_json(folder / PRECISION_FILE, described)
-    write_json(folder / ERRORS_FILE, error_report(_errors(files)))
-    return described | {"errors": _summary(folder)}
+    write_json(reports / PRECISION_FILE, described)
+    write_json(reports / ERRORS_FILE, error_report(_errors(files)))
+    return described | {"errors": _summary(reports)}
 
 
-def _copy_settings(checkpoint: Checkpoint, folder: Path, target: Path) -> None:
-    source = folder_of_weights(checkpoint, checkpoint.root) / "config.json"
-    for path, destination in ((source, target), (checkpoint.root / SETTINGS_FILE, folder)):
+def _copy_settings(checkpoint: Checkpoint, folder: Path, expert: int) -> None:
+    config = checkpoint.root / checkpoint.dit_folders[expert] / "config.json"
+    for path in (config, *_settings(checkpoint)):
         if path.is_file():
-            shutil.copyfile(path, destination / path.name)
+            shutil.copyfile(path, folder / path.relative_to(checkpoint.root))
+
+
+def _settings(checkpoint: Checkpoint) -> list[Path]:
+    """Files beside the weights that say something of the DiT."""
+    paths = [checkpoint.root / SETTINGS_FILE]
+    if len(checkpoint.dit_folders) > 1:  # it holds the boundary between them
+        paths.append(checkpoint.root / INDEX_FILE)
+    return [path for path in paths if path.is_file()]
 
 
 def _write_index(target: Path, files: list[Path]) -> None:
@@ -248,10 +258,9 @@ def _summary(folder: Path) -> dict | None:
 
 def dit_files(checkpoint: Checkpoint) -> list[Path]:
     """Weights, index and configuration of the DiT, and the checkpoint's own settings."""
-    weights = checkpoint.dit_tensors().files
-    beside = sorted(weights[0].parent.glob("*.json"))
-    settings = checkpoint.root / SETTINGS_FILE
-    return list(dict.fromkeys([*weights, *beside, *([settings] if settings.is_file() else [])]))
+    each = [checkpoint.dit_tensors(expert).files for expert in range(len(checkpoint.dit_folders))]
+    beside = [path for weights in each for path in sorted(weights[0].parent.glob("*.json"))]
+    return list(dict.fromkeys([*(file for weights in each for file in weights), *beside, *_settings(checkpoint)]))
 
 
 def copy_dit(checkpoint: Checkpoint, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """What a package costs: its error by layer, and PSNR and SSIM of its frames against those of the unquantised model."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from export.dit.formats import DitWeights
 from export.dit.lora import Lora, merge
 from wan.checkpoint import Checkpoint
 from wan.dit import WanDiT
+from wan.optimize import cast
 from wan.pipeline import Pipeline, default_dtype, denoiser
 from wan.text import Tokenizer
 
@@ -43,9 +44,11 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     return float(value.mean())
 
 
-def compare(reference: Pipeline, packaged, prompts=PROMPTS, step: Callable[[str], None] = lambda text: None) -> dict:
-    """Mean PSNR and SSIM over `prompts`, same seeds; `packaged` is the DiT that takes the place of the reference's."""
-    rows, lossy = [], reference.with_dits([packaged])
+def compare(
+    reference: Pipeline, packaged: Sequence[WanDiT], prompts=PROMPTS, step: Callable[[str], None] = lambda text: None
+) -> dict:
+    """Mean PSNR and SSIM over `prompts`, same seeds; `packaged` are the DiTs that take the places of the reference's."""
+    rows, lossy = [], reference.with_dits(packaged)
     for seed, prompt in enumerate(prompts):
         step(f"quality, prompt {seed + 1} of {len(prompts)}")
         expected, frames = (pipeline(prompt, seed=seed).frames for pipeline in (reference, lossy))
@@ -69,22 +72,23 @@ def merged_dit(checkpoint: Checkpoint, weights: DitWeights, loras: list[Lora], d
 
 
 def measure(
-    checkpoint: Checkpoint, weights: DitWeights, loras: list[Lora], package: Path, step: Callable[[str], None]
+    checkpoint: Checkpoint, weights: list[DitWeights], loras: list[Lora], package: Path, step: Callable[[str], None]
 ) -> dict:
     """PSNR and SSIM of the package's frames against those of its source; skipped where a video would take too long."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and sum(prod(weights.shape(name)) for name in weights.names) > CPU_PARAMETERS:
+    if device == "cpu" and sum(prod(each.shape(name)) for each in weights for name in each.names) > CPU_PARAMETERS:
         return {"skipped": f"more than {CPU_PARAMETERS} parameters and no GPU"}
     dtype = default_dtype(torch.device(device))
-    merged = merged_dit(checkpoint, weights, loras, device).to(dtype)
+    merged = [cast(merged_dit(checkpoint, each, loras, device), dtype) for each in weights]
     pipeline = Pipeline(
         tokenizer=Tokenizer(checkpoint.tokenizer_directory),
         text_encoder=checkpoint.load_text_encoder(device, dtype),
-        denoiser=denoiser(checkpoint, checkpoint.card.geometry, [merged]),
+        denoiser=denoiser(checkpoint, checkpoint.card.geometry, merged),
         vae=checkpoint.load_vae(device, torch.float32),
         card=checkpoint.card,
     )
-    packaged = Checkpoint.open(package).load_dit(device, dtype)
+    opened = Checkpoint.open(package)
+    packaged = [opened.load_dit(device, dtype, expert) for expert in range(len(weights))]
     return compare(pipeline, packaged, step=step)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from wan.config import VAEConfig
 from wan.vae import WanVAE
+from wan.vae22 import build_vae
 
 PROBE = 8  # latent height and width; every slot has a whole multiple of it
 
@@ -28,7 +29,7 @@ def _slots(cache: list[torch.Tensor]) -> list[CacheSlot]:
 
 def _on_meta(config: VAEConfig) -> WanVAE:
     with torch.device("meta"):
-        return WanVAE(config)
+        return build_vae(config)
 
 
 def decoder_slots(config: VAEConfig) -> list[CacheSlot]:

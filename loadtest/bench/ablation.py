@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from loadtest.bench.cases import Case
 from loadtest.bench.compare import Process, times
-from wan.attention import BACKENDS, choose
+from wan.attention import BACKENDS, choose, unusable
 from wan.compile import missing as compiler_missing
 from wan.onednn import missing as onednn_missing
 
@@ -21,7 +21,11 @@ class Step:
 
 def steps(device, caches: dict[str, float]) -> list[Step]:
     """The rows that this machine can run; `caches` names a threshold for each calibrated step cache."""
-    rows = [Step("plain PyTorch, work once per request", True, {"linear": "dense", "attention": "sdpa"}, {})]
+    rows = [
+        Step(
+            "plain PyTorch, work once per request", True, {"linear": "dense", "attention": "sdpa", "compile": False}, {}
+        )
+    ]
     if onednn_missing(device) is None:
         rows.append(Step("oneDNN linear layers, GELU fused", True, {"linear": "onednn"}, {}))
     best = choose("auto", device).name
@@ -31,7 +35,7 @@ def steps(device, caches: dict[str, float]) -> list[Step]:
         rows.append(Step("compiled blocks", True, {"compile": True}, {}))
     if device.type == "cuda":
         rows.append(Step("FP8 linear layers", False, {"linear": "fp8"}, {}))
-        eight_bit = next((n for n in ("sage", "int8-fp8", "int8") if BACKENDS[n].missing(device) is None), None)
+        eight_bit = next((n for n in ("sage", "int8-fp8", "int8") if unusable(BACKENDS[n], device) is None), None)
         rows += [Step(f"{eight_bit} attention", False, {"attention": eight_bit}, {})] if eight_bit else []
     rows += [
         Step(f"{name} {threshold:g}", False, {}, {"cache": name, "cache_threshold": threshold})
@@ -51,7 +55,8 @@ def ablate(case: Case, rows: list[Step], repeats: int) -> list[dict]:
         one = Case(**case.as_dict() | {"loading": loading, "request": case.request | request})
         with Process("ours", one) as process:
             seconds = times({"ours": process}, repeats)["ours"]["seconds"]
-        results.append({"option": row.option, "lossless": row.lossless, "seconds": seconds})
+            engine = process.ask("engine")["engine"]
+        results.append({"option": row.option, "lossless": row.lossless, "seconds": seconds, "engine": engine})
     for result in results:
         result["speed_up"] = results[0]["seconds"] / result["seconds"]
     return results

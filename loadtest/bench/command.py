@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--linear", default="auto")
     parser.add_argument("--attention", default="auto")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
     parser.add_argument("--no-reference", action="store_true", help="without diffusers")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="of each process; 0 = all cores")
@@ -53,7 +53,7 @@ def _ablation(given: argparse.Namespace, chosen: list[cases.Case]) -> list[dict]
     if given.only not in (None, "ablation"):
         return []
     case = denoising[0] if denoising else cases.standard(given.checkpoint, given.device, given.threads)[2]
-    caches = Checkpoint.open(case.checkpoint).caches if case.checkpoint else {}
+    caches = Checkpoint.open(case.checkpoint).caches[0] if case.checkpoint else {}
     thresholds = {"teacache": 0.1, "magcache": 0.1}
     rows = steps(torch.device(given.device), {name: thresholds[name] for name in caches})
     return ablate(case, rows, given.repeats)

@@ -66,6 +66,7 @@ class Result:
     share_of_peak: float | None = None
     ours_bytes: int | None = None
     theirs_bytes: int | None = None
+    engine: dict | None = None  # how ours computed, as INFO says it
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -102,7 +103,8 @@ def compare(case: Case, repeats: int, reference: bool = True) -> Result:
         took = times(sides, repeats)
         seconds = {name: t["seconds"] for name, t in took.items()}
         memory = {name: side.ask("memory")["peak_bytes"] for name, side in sides.items()}
-        result = Result(case.name, repeats, seconds["ours"], ours_bytes=memory["ours"])
+        engine = ours.ask("engine")["engine"]
+        result = Result(case.name, repeats, seconds["ours"], ours_bytes=memory["ours"], engine=engine)
         if reference:
             result.theirs_seconds, result.theirs_bytes = seconds["diffusers"], memory["diffusers"]
             result.ratio, result.error = seconds["ours"] / seconds["diffusers"], _difference(sides)

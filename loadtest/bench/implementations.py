@@ -4,6 +4,7 @@ Random weights come from the official names in order, so both sides draw the sam
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ from wan.checkpoint import Checkpoint
 from wan.config import DiTConfig, VAEConfig
 from wan.denoise import Conditioning, Denoiser, Expert
 from wan.dit import WanDiT
-from wan.optimize import Options, optimized
-from wan.pipeline import Pipeline, denoiser
+from wan.optimize import Options, cast, optimized
+from wan.pipeline import Pipeline, load_denoiser
 from wan.vae import WanVAE
 from wan.vae_cpu import accelerate
 
@@ -58,25 +59,27 @@ def _whole_run(case: Case, text_dim: int) -> tuple[GenerationRequest, Tensor, Te
     return request, latents, context
 
 
-def _our_dit(case: Case) -> WanDiT:
-    dtype = getattr(torch, case.dtype)
+def _our_denoiser(case: Case) -> Denoiser:
+    """A checkpoint as it is served, or random weights of a size the same way."""
+    dtype, options = getattr(torch, case.dtype), Options(**case.loading)
     if case.checkpoint:
-        dit = Checkpoint.open(case.checkpoint).load_dit(case.device, dtype)
-    else:
-        with torch.device(case.device):
-            dit = WanDiT(DiTConfig(**case.architecture)).eval()
-        _fill(dit.named_parameters())
-        _cast(dit, dtype)
-    return optimized(dit, Options(**case.loading))
+        checkpoint = Checkpoint.open(case.checkpoint)
+        return load_denoiser(checkpoint, checkpoint.card.geometry, torch.device(case.device), dtype, options)
+    with torch.device(case.device):
+        dit = WanDiT(DiTConfig(**case.architecture)).eval()
+    _fill(dit.named_parameters())
+    return Denoiser((Expert(optimized(cast(dit, dtype), options)),), _card(case).geometry, "diffusers")
 
 
-def _cast(dit: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """As a checkpoint is loaded: time path, modulation and affine norms stay in float32."""
-    from wan.checkpoint import FLOAT32_PARTS
+@dataclass(frozen=True)
+class _Loaded:
+    """A run and the denoiser that it uses, which knows how it computed."""
 
-    for name, parameter in dit.named_parameters():
-        parameter.data = parameter.data.float() if FLOAT32_PARTS.search(name) else parameter.data.to(dtype)
-    return dit
+    denoiser: Denoiser
+    run: Run
+
+    def __call__(self) -> Tensor:
+        return self.run()
 
 
 def ours(case: Case) -> Run:
@@ -90,16 +93,13 @@ def ours(case: Case) -> Run:
     if case.part == "text":
         pipeline = Pipeline.from_checkpoint(case.checkpoint, case.device)
         return lambda: pipeline.encode([PROMPT, ""])
-    dit = _our_dit(case)
+    loop = _our_denoiser(case)
+    dit = loop.experts[0].dit
     if case.part == "dit":
         latents, timestep, context = _inputs(case, dit.config.text_dim)
-        return lambda: dit(latents, timestep, context[:1])
+        return _Loaded(loop, lambda: dit(latents, timestep, context[:1]))
     request, latents, context = _whole_run(case, dit.config.text_dim)
-    if case.checkpoint:
-        loop = denoiser(Checkpoint.open(case.checkpoint), _card(case).geometry, [dit])
-    else:
-        loop = Denoiser((Expert(dit),), _card(case).geometry, "diffusers")
-    return lambda: loop.run(Conditioning(*context), request, latents=latents[0])[0]
+    return _Loaded(loop, lambda: loop.run(Conditioning(*context), request, latents=latents[0])[0])
 
 
 def _their_dit(case: Case):

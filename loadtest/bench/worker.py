@@ -1,7 +1,7 @@
 """One side of a comparison in a process of its own: `python -m loadtest bench.worker SIDE CASE` obeys lines on stdin.
 
 run: run once, answer {"seconds", "cpu_seconds"}. flops: the operations of one run, counted by PyTorch. peak: the machine's best
-matrix product. save PATH: store the last result. memory: peak memory of the runs. One JSON line answers each.
+matrix product. engine: how it computed. save PATH: store the last result. memory: peak memory of the runs. One JSON line answers each.
 """
 
 import gc
@@ -41,8 +41,10 @@ def peak_flops(device: str, dtype: torch.dtype, repeats: int = 5) -> float:
     return 2 * n**3 / best
 
 
-def _forget_peak() -> None:
-    """Let the peak memory of this process start again from what it holds now (proc(5), clear_refs)."""
+def _forget_peak(device: str) -> None:
+    """Let the peak memory of this process (proc(5), clear_refs) or GPU start again from what it holds now."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -59,7 +61,7 @@ class Worker:
         self._case, self._result = case, torch.empty(0)
         self._run = SIDES[side](case)
         gc.collect()
-        _forget_peak()  # loading may take more than running, and is not what is compared
+        _forget_peak(case.device)  # loading may take more than running, and is not what is compared
 
     def run(self) -> dict:
         synchronize(self._case.device)
@@ -81,7 +83,12 @@ class Worker:
     def memory(self) -> dict:
         """Peak bytes of the runs, loaded model included: of the allocator on a GPU, else of the process."""
         on_gpu = self._case.device.startswith("cuda")
-        return {"peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else _peak_rss()}
+        return {"peak_bytes": torch.cuda.max_memory_allocated(self._case.device) if on_gpu else _peak_rss()}
+
+    def engine(self) -> dict:
+        """How the last run computed, as INFO says it; empty for what is not the DiT."""
+        loaded = getattr(self._run, "denoiser", None)
+        return {"engine": loaded.engine if loaded else {}}
 
     def save(self, path: str) -> dict:
         torch.save(self._result.float().cpu(), path)

@@ -65,9 +65,12 @@ class Evaluation:
     def __init__(self, checkpoint: str, settings: Sequence[Setting], device: str = "cpu"):
         self.settings = [BASELINE, *settings]
         pipeline = Pipeline.from_checkpoint(checkpoint, device=device)
-        plain = Checkpoint.open(checkpoint).load_dit(device, default_dtype(torch.device(device)))
-        dits = {s.loading: optimized(copy.deepcopy(plain), s.loading) for s in self.settings}
-        self._pipelines = {loading: pipeline.with_dits([dit]) for loading, dit in dits.items()}
+        opened, dtype = Checkpoint.open(checkpoint), default_dtype(torch.device(device))
+        plain = [opened.load_dit(device, dtype, expert) for expert in range(len(opened.dit_folders))]
+        self._pipelines = {
+            loading: pipeline.with_dits([optimized(copy.deepcopy(dit), loading) for dit in plain])
+            for loading in {s.loading for s in self.settings}
+        }
         self._videos: dict[str, list[tuple[Case, Video]]] = {s.name: [] for s in self.settings}
 
     def run(self, cases: Sequence[Case], report: Callable[[str], None] = lambda text: None) -> list[Row]:

@@ -4,7 +4,7 @@ import pytest
 
 from contract import PARAMETERS, Geometry, ModelCard
 from contract.errors import InvalidCard, InvalidRequest
-from contract.variants import VARIANTS, Structure, recognise
+from contract.variants import BY_NAME, VARIANTS, Structure, recognise
 
 WAN22 = {"latent_channels": 48, "spatial_stride": 16}
 
@@ -44,7 +44,8 @@ def test_bounds_and_words_follow_the_geometry():
     assert limits["num_frames"]["allowed"] == "8n + 1, 1 to 257"
     with pytest.raises(InvalidRequest, match="height is 48; allowed: a multiple of 32, 32 to 2048"):
         wide.request(prompt="x", height=48)
-    assert set(limits) == {p.name for p in PARAMETERS}
+    assert set(limits) == {p.name for p in PARAMETERS} - BY_NAME["t2v"].unused
+    assert set(ModelCard("t2v-a14b").limits()) == {p.name for p in PARAMETERS}
 
 
 def test_every_row_is_found_by_its_own_structure():
@@ -55,7 +56,8 @@ def test_every_row_is_found_by_its_own_structure():
         found = recognise(structure)
         assert row.fits(structure)
         # rows of one structure differ in what they were trained for: the first is taken, wan.json may name another
-        assert found == row or (found.sizes and VARIANTS.index(found) < VARIANTS.index(row))
+        assert found == row or VARIANTS.index(found) < VARIANTS.index(row)
+        assert found == row or row.distilled_steps is not None or found.sizes
 
 
 @pytest.mark.parametrize(
@@ -64,11 +66,14 @@ def test_every_row_is_found_by_its_own_structure():
         ("t2v-14b", (), None),
         ("t2v-14b", ("video",), None),
         ("t2v-14b", ("image",), "image is 'given'; allowed: with this model: video"),
+        ("t2v-a14b", ("video",), None),
         ("i2v-14b-480p", ("image",), None),
         ("i2v-14b-480p", (), "image is None; allowed: a file; this model needs image, or a video to go on from"),
         ("i2v-14b-480p", ("video",), None),
         ("i2v-14b-480p", ("image", "video"), "image is 'given beside video'"),
         ("i2v", ("image", "last_image"), None),
+        ("i2v-a14b", ("image",), None),
+        ("ti2v-5b", ("image",), "image is 'given'; allowed: with this model: video"),
         ("flf2v-14b-720p", ("image", "last_image"), None),
         ("flf2v-14b-720p", ("image",), "last_image is None; allowed: a file; this model needs image and last_image"),
         ("fun-inp-1.3b", (), None),

@@ -79,9 +79,17 @@ def test_nothing_is_written_to_the_read_only_root(overlay):
             "WAN_RUN_DIR",
             "HOME",
             "BENTOML_HOME",
-            "TORCHINDUCTOR_CACHE_DIR",
-            "TRITON_CACHE_DIR",
+            "WAN_COMPILE_DIR",
         ):
             path = values.get(name, "/tmp")
             used = name != "WAN_RUN_DIR" or each.spec["name"] in ("worker", "triton")
             assert not used or path.startswith(mounts), (str(each), name, path)
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_compiled_blocks_outlive_the_pod(overlay):
+    triton = next(each.spec for each in containers(overlay) if each.spec["name"] == "triton")
+    kept = environment(overlay, triton)["WAN_COMPILE_DIR"]
+    mount = next(m for m in triton["volumeMounts"] if kept.startswith(m["mountPath"]))
+    assert mount["name"] == "repository"
+    assert not mount.get("readOnly")

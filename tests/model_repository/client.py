@@ -7,8 +7,10 @@ import urllib.request
 import numpy as np
 import tritonclient.grpc as grpcclient
 
-TYPES = {"SEED": ("INT64", np.int64), "GUIDANCE_SCALE": ("FP32", np.float32), "FLOW_SHIFT": ("FP32", np.float32),
-         "CACHE_THRESHOLD": ("FP32", np.float32), "GUIDANCE_END": ("FP32", np.float32)}  # fmt: skip
+from contract.parameters import TENSORS
+from contract.tensors import NUMPY
+
+TYPES = {p.tensor_name: (p.kind, NUMPY[p.kind]) for p in TENSORS if p.kind != "STRING"}
 # The smallest video there is: one frame, one step.
 SMALLEST = {"WIDTH": 16, "HEIGHT": 16, "NUM_FRAMES": 1, "STEPS": 1}
 

@@ -27,7 +27,7 @@ def small_i2v(checkpoint, tmp_path_factory):
     from export.dit.random_checkpoint import write_checkpoint
 
     root = tmp_path_factory.mktemp("checkpoints") / "small-i2v"
-    write_checkpoint("small-i2v", root, 1, checkpoint / "tokenizer")
+    write_checkpoint("fun-inp-1.3b", root, 1, checkpoint / "tokenizer", small=True)
     return root
 
 

@@ -79,11 +79,36 @@ def test_a_run_continues_only_with_the_same_arithmetic(stage, ask):
 
 def test_every_size_to_warm_runs_with_and_without_guidance(stage, monkeypatch):
     ran = []
-    monkeypatch.setattr("wan.denoise.Denoiser.run", lambda self, conditioning, request: ran.append(request))
+    monkeypatch.setattr("wan.denoise.Denoiser.run", lambda self, text, request, schedule: ran.append(request))
     stage(warm_sizes=((32, 32, 5), (48, 32, 1)))
     assert {(r.width, r.height, r.num_frames, r.guidance_scale == 1) for r in ran} == {
         (32, 32, 5, False), (32, 32, 5, True), (48, 32, 1, False), (48, 32, 1, True),
     }  # fmt: skip
+
+
+def test_every_size_of_the_plans_is_warmed_and_the_default_first(stage, monkeypatch):
+    ran = []
+    original = Artifacts.open
+
+    def with_plans(args):
+        artifacts = original(args)
+        artifacts.manifest["sizes"] = {"fixed": [[32, 48], [64, 64]], "range": None}
+        return artifacts
+
+    monkeypatch.setattr(Artifacts, "open", with_plans)
+    monkeypatch.setattr("wan.denoise.Denoiser.run", lambda self, conditioning, request, **options: ran.append(request))
+    stage()
+    assert list(dict.fromkeys((r.width, r.height) for r in ran)) == [(64, 64), (32, 48)]
+
+
+def test_latents_and_embeddings_cross_through_the_host(stage, ask):
+    """As tensors on a GPU they would make each process open a context on the others' GPUs."""
+    request = {}
+    built = stage()
+    original = built.handle
+    built.handle = lambda r: request.setdefault("answer", original(r))
+    ask(built)
+    assert all(isinstance(value, np.ndarray) for value in request["answer"].values())
 
 
 def test_flipped_bits_in_a_checkpoint_cost_its_steps_and_change_nothing_else(stage, ask, tmp_path):

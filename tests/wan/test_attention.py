@@ -52,6 +52,7 @@ def test_lossy_backends_attend_to_the_video_and_never_to_the_text(name, compiled
     dit = WanDiT(DiTConfig(dim=96, num_layers=2, num_heads=2, ffn_dim=64, text_dim=32)).eval()
     exact = copy.deepcopy(dit)
     optimize(dit, Options(attention=name, compile=compiled))
+    assert seen.pop() == (attention.CHECKED_TOKENS,) * 2  # compared with exact attention
     assert dit.fold_text is not compiled  # else no bias, which once let lossy attention through
     context = torch.randn(1, 512, 32)
     context[:, 9:] = 0
@@ -63,7 +64,7 @@ def test_lossy_backends_attend_to_the_video_and_never_to_the_text(name, compiled
 
 def through_dynamo(module, **options):
     """Compile as `nn.Module.compile` does, without the minute that generating code takes."""
-    module._compiled_call_impl = torch.compile(module._call_impl, backend="eager", **options)
+    module._compiled_call_impl = torch.compile(module._call_impl, backend="eager", dynamic=options["dynamic"])
 
 
 def test_text_goes_through_the_asked_backend_if_that_loses_nothing():
@@ -75,6 +76,7 @@ def test_text_goes_through_the_asked_backend_if_that_loses_nothing():
 def test_automatic_choice_is_lossless_and_a_gpu_takes_the_fastest_it_has(monkeypatch):
     assert attention.choose("auto", CPU).lossless
     gpu = torch.device("cuda")
+    monkeypatch.setattr(attention, "wrong", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     assert attention.choose("auto", gpu).name == "cudnn"
@@ -85,6 +87,36 @@ def test_automatic_choice_is_lossless_and_a_gpu_takes_the_fastest_it_has(monkeyp
     assert attention.choose("auto", gpu).name == "sdpa"
     with pytest.raises(InvalidRequest, match=r"int8-fp8 needs compute capability 8.9, this GPU has 8.0"):
         attention.choose("int8-fp8", gpu)
+
+
+def noise(q, k, v, bias=None):
+    """What SageAttention 2.2 gave on some H100s."""
+    return torch.randn_like(q).flatten(2)
+
+
+def not_built_for_this_gpu(q, k, v, bias=None):
+    raise RuntimeError("no kernel image is available for execution on the device")
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"), [(noise, "is wrong: relative error"), (not_built_for_this_gpu, "fails: no kernel")]
+)
+def test_a_backend_whose_results_are_wrong_is_refused_by_name_and_passed_over_by_auto(
+    function, reason, monkeypatch, caplog
+):
+    for name, lossless in (("sage", False), ("onednn", True)):
+        broken = attention.Backend(name, function, lossless, lambda device: None)
+        monkeypatch.setitem(attention.BACKENDS, name, broken)
+        with pytest.raises(InvalidRequest, match=f"{name} {reason}"):
+            attention.choose(name, CPU)
+    assert attention.choose("auto", CPU).name == "sdpa"
+    assert reason in caplog.text
+
+
+@pytest.mark.parametrize(("heads", "dim"), [(12, 128), (40, 128), (3, 40)])
+def test_every_backend_of_this_machine_is_right(heads, dim):
+    for backend in attention.BACKENDS.values():
+        assert backend.missing(CPU) or attention.wrong(backend, CPU, heads, dim) is None, backend.name
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,9 @@ def test_the_command_writes_settings_that_the_checkpoint_reads(checkpoint, tmp_p
     prompts.write_text("a red circle moves left on a white background\n")
     calibrate.main([str(copy), "--prompts", str(prompts), "--speed-up", "1.6"])
     opened = Checkpoint.open(copy)
-    assert set(opened.caches) == {"teacache", "magcache"}
+    assert set(opened.caches[0]) == {"teacache", "magcache"}
     steps = opened.card.defaults.steps
-    assert len(opened.magcache.ratios) == steps
+    assert len(opened.caches[0]["magcache"].ratios) == steps
     assert opened.card.defaults.cache_threshold > 0
     assert opened.card.defaults.flow_shift == before["defaults"]["flow_shift"]
     video = wan.Pipeline.from_checkpoint(copy)("a red circle moves left on a white background", seed=0)

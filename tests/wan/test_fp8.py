@@ -4,7 +4,10 @@ from torch import nn
 
 from wan import fp8
 from wan.checkpoint import Checkpoint
-from wan.errors import CheckpointError
+from wan.config import DiTConfig
+from wan.dit import WanDiT
+from wan.errors import CheckpointError, InvalidRequest
+from wan.optimize import block_linears
 
 
 def _linear(out_features: int, in_features: int, seed: int = 0) -> nn.Linear:
@@ -85,3 +88,52 @@ def test_fp8_kernel_agrees_with_dequantised_operands(out_features, in_features, 
     ours = fp8.scaled_mm(xq, xs, wq, ws, bias).float()
     exact = fp8.dequantize(xq, xs) @ fp8.dequantize(wq, ws).T + bias
     assert (ours - exact).norm() / exact.norm() < 4e-3  # the output is rounded to bfloat16: 2^-9 at most
+
+
+def _dit() -> WanDiT:
+    torch.manual_seed(0)
+    config = DiTConfig(dim=32, num_layers=2, num_heads=2, ffn_dim=48, text_dim=16, freq_dim=16)
+    dit = WanDiT(config).eval().requires_grad_(False)
+    for block in dit.blocks:
+        block.modulation.normal_(std=0.5)
+    fp8.swap_linears(dit, block_linears(dit))
+    return dit
+
+
+@torch.no_grad()
+def test_queries_keys_and_values_are_quantised_once_with_the_same_result(monkeypatch):
+    dit = _dit()
+    inputs = torch.randn(1, 16, 2, 4, 4), torch.tensor([500.0]), torch.randn(1, 8, 16)
+    each = dit(*inputs)
+    weights = {name: tensor.clone() for name, tensor in dit.blocks[0].self_attn.q.named_parameters()}
+    assert fp8.use(dit)
+    quantised = []
+    original = fp8.quantize_rows
+    monkeypatch.setattr(fp8, "quantize_rows", lambda x: (quantised.append(x.shape), original(x))[1])
+    assert torch.equal(dit(*inputs), each)
+    per_block = 6 + 1  # qkv, o, q, o, two of the feed-forward layer, and the text
+    assert len(quantised) == 2 * per_block
+    assert all(torch.equal(dit.blocks[0].self_attn.q.get_parameter(n), w) for n, w in weights.items())
+
+
+@torch.no_grad()
+def test_a_layer_that_stays_in_full_precision_is_not_joined():
+    dit = _dit()
+    dit.blocks[0].self_attn.k = nn.Linear(32, 32)
+    inputs = torch.randn(1, 16, 2, 4, 4), torch.tensor([500.0]), torch.randn(1, 8, 16)
+    each = dit(*inputs)
+    fp8.use(dit)
+    assert torch.equal(dit(*inputs), each)
+
+
+def test_hardware_that_multiplies_wrongly_is_refused(monkeypatch):
+    dit = _dit()
+    fp8.use(dit)
+    monkeypatch.setattr(
+        fp8.Fp8Linear, "multiply", lambda self, values, scale, dtype: torch.zeros(len(values), self.out_features)
+    )
+    with pytest.raises(
+        InvalidRequest,
+        match="linear is 'fp8'; allowed: auto .*multiplies a layer of 32 x 32 with a relative error of 1",
+    ):
+        fp8.use(dit)

@@ -7,9 +7,11 @@ import torch
 from tests.wan.reference import dit_pair, relative_error
 from wan import compile
 from wan.checkpoint import FLOAT32_PARTS
+from wan.config import DiTConfig
+from wan.dit import WanDiT
 from wan.errors import InvalidRequest
 from wan.keys import dit_from_diffusers
-from wan.optimize import Options, block_linears, optimize, optimized
+from wan.optimize import GeluLinear, Options, block_linears, cast, fuse_gelu, optimize, optimized
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +96,21 @@ def test_one_compilation_serves_all_blocks_and_changes_nothing(pair, tmp_path, m
     assert relative_error(dit(*arguments()), pair[1](*arguments())) < 1e-5
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert any(tmp_path.rglob("*.so"))
+
+
+def test_what_is_kept_in_float32_is_never_cast_below_it():
+    dit = WanDiT(DiTConfig(dim=16, num_layers=1, num_heads=1, ffn_dim=16, text_dim=8, freq_dim=8))
+    exact = dit.blocks[0].modulation.data.normal_().clone()
+    cast(dit, torch.bfloat16)
+    assert torch.equal(dit.blocks[0].modulation, exact)
+    assert dit.time_embedding[0].weight.dtype == dit.head.head.weight.dtype == torch.float32
+    assert dit.blocks[0].ffn[0].weight.dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_gelu_in_the_product_is_the_same_function(pair):
+    dit = copy.deepcopy(pair[1])
+    fuse_gelu(dit)
+    assert sum(isinstance(layer, GeluLinear) for layer in dit.modules()) == 3 + 1  # feed-forward layers and the text's
+    assert not any(isinstance(layer, torch.nn.GELU) for layer in dit.modules())
+    assert relative_error(dit(*arguments()), pair[1](*arguments())) < 1e-5

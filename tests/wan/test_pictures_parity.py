@@ -1,5 +1,7 @@
 """Models that are given pictures follow diffusers and transformers, through both checkpoint layouts."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,14 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionModel, UMT5EncoderModel
 
 import wan
-from tests.wan.picture_checkpoints import CLIP_DIM, CLIP_SIDE, TOKENS, write_diffusers, write_official
+from tests.wan.picture_checkpoints import (
+    CLIP_DIM,
+    CLIP_SIDE,
+    TOKENS,
+    random_transformer,
+    write_diffusers,
+    write_official,
+)
 from tests.wan.reference import relative_error
 from wan import known_frames
 from wan.checkpoint import Checkpoint
@@ -82,7 +91,7 @@ def test_mask_and_latents_follow_diffusers(checkpoints, latent_frames, last):
     assert (ours - expected[0]).abs().max() < 1e-4
 
 
-def their_pipeline(folder, pictures: int) -> WanImageToVideoPipeline:
+def their_pipeline(folder, pictures: int, **experts) -> WanImageToVideoPipeline:
     clip = CLIPVisionModel.from_pretrained(folder / "image_encoder").eval() if pictures else None
     crop = {"height": CLIP_SIDE, "width": CLIP_SIDE}
     pipeline = WanImageToVideoPipeline(
@@ -93,6 +102,7 @@ def their_pipeline(folder, pictures: int) -> WanImageToVideoPipeline:
         CLIPImageProcessor(size={"shortest_edge": CLIP_SIDE}, crop_size=crop) if pictures else None,
         clip,
         WanTransformer3DModel.from_pretrained(folder / "transformer").eval(),
+        **experts,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -110,6 +120,22 @@ def test_twenty_steps_follow_the_diffusers_pipeline(checkpoints, pictures):
         **{name: Image.fromarray(value) for name, value in given.items()},
     ).frames[0]  # fmt: skip
     ours = wan.Pipeline.from_checkpoint(folder)(PROMPT, steps=20, guidance_scale=3.0, latents=latents[0], **given)
+    assert relative_error(ours.latents, expected) < 1e-3
+
+
+def test_two_experts_follow_the_diffusers_pipeline_from_a_picture(checkpoint, tmp_path):
+    folder, second = write_diffusers(tmp_path / "a14b", checkpoint, 0), random_transformer(0, seed=1)
+    second.save_pretrained(folder / "transformer_2")
+    (folder / "model_index.json").write_text(json.dumps({"boundary_ratio": 0.9}))
+    latents = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(3))
+    expected = their_pipeline(folder, 0, transformer_2=second, boundary_ratio=0.9)(
+        image=Image.fromarray(picture(1)), prompt=PROMPT, negative_prompt="", width=64, height=64, num_frames=17,
+        num_inference_steps=20, guidance_scale=3.0, guidance_scale_2=2.0, latents=latents, output_type="latent",
+    ).frames[0]  # fmt: skip
+    pipeline = wan.Pipeline.from_checkpoint(folder)
+    assert pipeline.card.variant == "i2v-a14b"
+    ours = pipeline(PROMPT, image=picture(1), steps=20, guidance_scale=3.0, guidance_scale_2=2.0, latents=latents[0])
+    assert 0 < ours.info["first_expert_steps"] < 20
     assert relative_error(ours.latents, expected) < 1e-3
 
 

@@ -149,7 +149,7 @@ def test_a_schedule_is_not_cut_to_nothing(start):
         schedule("unipc", 4, 5.0).truncated(start)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "renoise"])  # which follows no trajectory
 def test_a_constant_velocity_is_integrated_exactly(sampler):
     x0, noise = torch.tensor([0.3, -2.0], dtype=torch.float64), torch.tensor([1.0, 0.5], dtype=torch.float64)
     plan = schedule(sampler, 7, 4.0)

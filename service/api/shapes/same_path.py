@@ -11,7 +11,6 @@ VLLM_OMNI = {
     "frame_interpolation_model_path": ANY,
     "lora": (),
     "boundary_ratio": (),
-    "guidance_scale_2": ANY,  # of the second expert; dropped where the contract knows no such parameter
     "true_cfg_scale": ("1", "1.0"),
     "n": ("1",),
 }

@@ -33,7 +33,7 @@ SHAPES = (
     Shape(
         "vLLM-Omni", "/v1/videos…", (),
         "Create takes JSON as well as its multipart form. Interpolation, LoRA names and `boundary_ratio` are refused "
-        "unless they ask for nothing; `guidance_scale_2` has no effect on a checkpoint with one expert.",
+        "unless they ask for nothing; `guidance_scale_2` is refused where the checkpoint has one expert.",
         "`litellm`, and " + BY_DOCUMENTATION,
     ),
     Shape(

@@ -40,7 +40,7 @@ def packaged(checkpoint, tmp_path_factory):
 
 
 def test_frames_of_the_package_are_close_to_the_original(checkpoint, packaged):
-    measured = quality.compare(Pipeline.from_checkpoint(checkpoint), packaged, quality.PROMPTS[:1])
+    measured = quality.compare(Pipeline.from_checkpoint(checkpoint), [packaged], quality.PROMPTS[:1])
     assert measured["prompts"] == 1
     assert measured["psnr_db"] > 20
     assert measured["ssim"] > 0.8

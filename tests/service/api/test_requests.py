@@ -19,16 +19,26 @@ def resolve(**values):
 def test_the_bounds_are_the_models():
     published, schema = requests.limits(CARD), requests.VideoRequest.model_json_schema(by_alias=False)["properties"]
     for parameter in PARAMETERS:
-        bounds = parameter.rule.schema(CARD.geometry)
-        assert bounds.items() <= published[parameter.name].items()
         assert parameter.name in schema
+        if parameter.name not in CARD.row.unused:
+            bounds = parameter.rule.schema(CARD.geometry)
+            assert bounds.items() <= published[parameter.name].items()
     assert set(published["sampler"]["enum"]) == set(SAMPLERS) == set(samplers.SAMPLERS)
     assert set(published["cache"]["enum"]) == set(CACHES)
 
 
 def test_every_parameter_of_the_model_reaches_triton():
-    sent = arrays(resolve())
-    assert set(sent) == {p.tensor_name for p in PARAMETERS if p.tensor}
+    expected = {p.tensor_name for p in PARAMETERS if p.tensor}
+    two = ModelCard("t2v-a14b", defaults=Defaults(guidance_scale_2=3.0))
+    assert set(arrays(requests.parse({"prompt": "x"}).resolve(two, "wan"))) == expected
+    assert set(arrays(resolve())) == expected - {name.upper() for name in CARD.row.unused}
+
+
+def test_a_parameter_of_another_variant_is_refused_by_name():
+    with pytest.raises(
+        InvalidRequest, match="guidance_scale_2 is 3.0; allowed: nothing, as the served model does not use it"
+    ):
+        resolve(guidance_scale_2=3.0)
 
 
 def test_what_is_left_out_takes_the_models_default():

@@ -11,7 +11,7 @@ from tests.service.running import wait_for
 
 VLLM_OMNI = {  # every field of its create form, most with the values that its own client sends
     "prompt": "a red circle", "model": "wan-test", "seconds": "1", "size": "64x64", "user": "me", "fps": "16",
-    "num_inference_steps": "3", "guidance_scale": "4.0", "guidance_scale_2": "3.0", "flow_shift": "5.0",
+    "num_inference_steps": "3", "guidance_scale": "4.0", "flow_shift": "5.0",
     "true_cfg_scale": "1.0", "seed": "42", "negative_prompt": "blurry", "enable_frame_interpolation": "false",
     "frame_interpolation_exp": "1", "extra_params": '{"sample_shift": null}',
 }  # fmt: skip
@@ -23,7 +23,7 @@ SGLANG = {
 }  # fmt: skip
 MLPERF = {  # mlcommons/endpoints, api_type videogen
     "prompt": "a red circle", "negative_prompt": "blurry", "size": "64x64", "seconds": 1.0, "fps": 16,
-    "num_inference_steps": 3, "guidance_scale": 4.0, "guidance_scale_2": 3.0, "seed": 42, "latent_path": None,
+    "num_inference_steps": 3, "guidance_scale": 4.0, "guidance_scale_2": None, "seed": 42, "latent_path": None,
     "output_format": "mp4",
 }  # fmt: skip
 LIGHTX2V = {  # scripts/server/post.py

@@ -1,0 +1,79 @@
+"""What computes in each stage, opened from an export's artifacts: the one way in for stages and for measurements."""
+
+from pathlib import Path
+
+import torch
+
+from stages.artifacts import ArtifactError, Artifacts
+from stages.settings import StageSettings, threads
+from stages.text_runtime import OnnxTextEncoder, TextRuntime
+from stages.torch_runtime import TorchTextEncoder, TorchVae
+from stages.vae_runtime import OnnxVae, VaeRuntime
+from wan import compile
+from wan.checkpoint import Checkpoint
+from wan.denoise import Denoiser
+from wan.optimize import Options
+from wan.pipeline import load_denoiser
+
+
+def in_torch(artifacts: Artifacts) -> bool:
+    """Whether text encoder and VAE run in PyTorch, from the checkpoint that was exported."""
+    return artifacts.manifest["target"] == "workstation"
+
+
+def device_of(artifacts: Artifacts, settings: StageSettings) -> torch.device:
+    """Where a stage that runs in PyTorch computes."""
+    return torch.device(artifacts.device or settings.device)
+
+
+def _source(artifacts: Artifacts) -> Checkpoint:
+    """The checkpoint that was exported; raises ArtifactError if it is another one by now."""
+    source = artifacts.manifest["source"]
+    root = Path(source["path"])
+    for name, entry in source["files"].items():
+        if (root / name).is_file() and (root / name).stat().st_size != entry["bytes"]:
+            raise ArtifactError(f"{root / name} has changed since the export; {artifacts.command}")
+    if not root.is_dir():
+        raise ArtifactError(f"{root} is gone, where text encoder and decoder are read; {artifacts.command}")
+    return Checkpoint.open(root)
+
+
+def _use_threads(device: torch.device, count: int) -> None:
+    if device.type == "cpu":
+        torch.set_num_threads(threads(count))
+
+
+def open_text_encoder(artifacts: Artifacts, settings: StageSettings) -> TextRuntime:
+    """On a GPU with plans the encoder is Triton's own affair; `stages.cost` opens its plan here."""
+    if in_torch(artifacts):
+        device, streamed = device_of(artifacts, settings), artifacts.manifest["stream_text_encoder"]
+        _use_threads(device, settings.encoder_threads)
+        return TorchTextEncoder(_source(artifacts), device, streamed)
+    if artifacts.device is None:
+        return OnnxTextEncoder(artifacts.folder, threads(settings.encoder_threads))
+    from stages.trt_runtime import open_trt_text_encoder
+
+    return open_trt_text_encoder(artifacts)
+
+
+def open_denoiser(artifacts: Artifacts, settings: StageSettings) -> Denoiser:
+    """The experts as the settings say; compiled code is kept."""
+    device = device_of(artifacts, settings)
+    options = Options(linear=settings.linear, attention=settings.attention, compile=settings.compile)
+    if options.compiles(device):
+        compile.keep_in(settings.compile_dir or compile.KEPT)
+    checkpoint = Checkpoint.open(artifacts["checkpoint"])
+    return load_denoiser(checkpoint, artifacts.card.geometry, device, options=options)
+
+
+def open_vae(artifacts: Artifacts, settings: StageSettings) -> VaeRuntime:
+    """PyTorch, ONNX Runtime on a CPU, TensorRT where the instance sits on a GPU."""
+    if in_torch(artifacts):
+        device = device_of(artifacts, settings)
+        _use_threads(device, settings.decoder_threads)
+        return TorchVae(_source(artifacts), device)
+    if artifacts.device is None:
+        return OnnxVae(artifacts.folder, threads(settings.decoder_threads))
+    from stages.trt_runtime import open_trt_vae
+
+    return open_trt_vae(artifacts, settings.decoder_weights_on_gpu)

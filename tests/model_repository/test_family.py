@@ -1,0 +1,99 @@
+"""The family of Wan 2.2 through the whole ensemble under a real Triton: small random weights, exported and called."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from tritonclient.utils import InferenceServerException
+
+import wan
+from export import paths
+from export.dit.random_checkpoint import write_checkpoint
+from export.driver import export
+from export.options import Options
+from service.launcher.server import TritonServer
+from stages.artifacts import Artifacts
+from stages.denoise_stage import DenoiseStage
+from stages.metrics import DenoiseMetrics
+from stages.settings import StageSettings
+from tests.model_repository.client import generate
+from tests.stages.recording_metrics import RecordingBackend
+from tests.stages.requests import Request, text
+from wan.checkpoint import Checkpoint
+from wan.errors import Cancelled
+
+VARIANTS = ("t2v-a14b", "ti2v-5b")
+PROMPT = "a red circle moves left"
+
+
+@pytest.fixture(scope="module")
+def checkpoints(checkpoint, tmp_path_factory):
+    root = tmp_path_factory.mktemp("family")
+    for variant in VARIANTS:
+        write_checkpoint(variant, root / variant, 2, checkpoint / "tokenizer", small=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def repositories(checkpoints, tmp_path_factory):
+    root = tmp_path_factory.mktemp("repositories")
+    for variant in VARIANTS:
+        export(checkpoints / variant, "cpu", root / variant, Options(), report=lambda text: None)
+    return root
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_video_comes_out_of_the_ensemble_as_out_of_the_pipeline(checkpoints, repositories, tmp_path, variant):
+    expected = wan.Pipeline.from_checkpoint(checkpoints / variant)(PROMPT, seed=3)
+    with TritonServer(repositories / variant, run_dir=tmp_path / "run", log_path=tmp_path / "triton.log") as server:
+        frames, info = generate(server.grpc_url, PROMPT=PROMPT, SEED=3)
+        assert frames.shape == (9, 64, 64, 3)
+        assert np.abs(frames.astype(int) - expected.frames).max() <= 3
+        steps = {name: info[name] for name in ("steps_computed", "forwards", "fps")}
+        assert steps == {name: expected.info[name] for name in steps}
+        if variant == "t2v-a14b":
+            assert info["first_expert_steps"] == expected.info["first_expert_steps"] == 4
+            other, _ = generate(server.grpc_url, PROMPT=PROMPT, SEED=3, GUIDANCE_SCALE_2=1.0)
+            assert not np.array_equal(frames, other)
+        else:
+            assert expected.latents.shape == (48, 3, 4, 4)
+            with pytest.raises(InferenceServerException, match="WIDTH is 48; allowed: a multiple of 32"):
+                generate(server.grpc_url, PROMPT=PROMPT, WIDTH=48)
+            with pytest.raises(InferenceServerException, match="GUIDANCE_SCALE_2 is 3.0; allowed: nothing"):
+                generate(server.grpc_url, PROMPT=PROMPT, GUIDANCE_SCALE_2=3.0)
+
+
+def test_both_experts_are_served_as_they_were(checkpoints, repositories):
+    served = Checkpoint.open(paths.dit_checkpoint(repositories / "t2v-a14b"))
+    source = Checkpoint.open(checkpoints / "t2v-a14b")
+    for expert in range(2):
+        a, b = (opened.load_dit(expert=expert).state_dict() for opened in (served, source))
+        assert all(torch.equal(a[name], tensor) for name, tensor in b.items())
+
+
+@pytest.mark.parametrize("stopped_at", [2, 4, 5])  # the switch comes after step 4
+def test_a_run_that_died_continues_with_the_right_expert(checkpoints, repositories, tmp_path, stopped_at):
+    place = {"model_repository": str(repositories / "t2v-a14b" / "denoise"), "model_version": "1",
+             "model_name": "denoise"}  # fmt: skip
+    settings = {"run_dir": tmp_path, "denoise_threads": torch.get_num_threads(), "checkpoint_seconds": 1e-6}
+    stage = DenoiseStage(Artifacts.open(place), StageSettings(**settings), DenoiseMetrics(RecordingBackend(), "0"))
+    opened = Checkpoint.open(checkpoints / "t2v-a14b")
+    context = np.random.default_rng(0).normal(size=(2, 1, 512, opened.dit_config().text_dim)).astype(np.float32)
+    asked = asdict(opened.card.request(prompt=PROMPT, seed=1)) | {"tokenized_at": 0.0}
+    tensors = {"CONTEXT": context[0], "NEGATIVE_CONTEXT": context[1], "REQUEST": text(json.dumps(asked))}
+    whole = stage.handle(Request(tensors, "job-0"))["LATENTS"]
+
+    class Dying(Request):
+        looks = 0
+
+        def is_cancelled(self):
+            self.looks += 1
+            return self.looks >= stopped_at
+
+    with pytest.raises(Cancelled):
+        stage.handle(Dying(tensors, "job-1"))
+    continued = stage.handle(Request(tensors, "job-1"))
+    assert 0 < json.loads(continued["INFO"][0])["resumed_from"] <= stopped_at
+    assert torch.equal(continued["LATENTS"], whole)
