@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from contract import traces
 from service import formats, storage
 from service.errors import (
     CheckpointRefused,
@@ -178,7 +179,8 @@ class Attempt:
         preview = bool(self.job.request.get("preview"))
         stored, limit = self.job.request.get("media", {}), self.tools.settings.storage_retry_seconds
         media = await self._stubbornly(limit, read_all, self.tools.files, stored)
-        return await self.tools.triton.generate(self.lease.request_id, self.job.request, preview, media)
+        with traces.span("triton", kind="client"):
+            return await self.tools.triton.generate(self.lease.request_id, self.job.request, preview, media)
 
     async def _deliver(self, frames, info: dict) -> str:
         """Encode, store, publish. A finished video waits for a store that is away, on this machine."""
@@ -190,10 +192,12 @@ class Attempt:
         fps = int(request.get("fps") or info.get("fps") or 16)
         note = video.note(request, self.tools.settings.model_name)
         await asyncio.to_thread(check_frames, frames)
-        encoded = self._stubbornly(math.inf, _encode, frames, fps, local, made, request.get("crf"), note)
-        _, frames_sha256 = await asyncio.gather(encoded, asyncio.to_thread(digest, frames))
+        with traces.span("encode", {"wan.format": made.name}):
+            encoded = self._stubbornly(math.inf, _encode, frames, fps, local, made, request.get("crf"), note)
+            _, frames_sha256 = await asyncio.gather(encoded, asyncio.to_thread(digest, frames))
         key = storage.video_key(self.job.id, self.lease.fence, made.suffix)
-        size = await self._stubbornly(math.inf, self.tools.files.put, local, key)
+        with traces.span("store"):
+            size = await self._stubbornly(math.inf, self.tools.files.put, local, key)
         computed = dict(info.get("seconds") or {})
         waited = max(0.0, (self.job.started_at or 0.0) - self.job.created_at)
         seconds = {"queue": round(waited, 4), **computed, "encode": round(time.monotonic() - started, 4)}
