@@ -1,4 +1,4 @@
-"""LoadGen itself against a system that sleeps: verdicts and figures; and in one test against the real ensemble."""
+"""LoadGen itself against a system that sleeps: verdicts and figures; then the whole service and the real ensemble."""
 
 import json
 import time
@@ -9,6 +9,8 @@ pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is not installed
 
 from loadtest.__main__ import main
 from loadtest.traffic.mlperf.referee import Rules, judge
+from tests.service.fake_triton import FakeTriton
+from tests.service.running import gateway, settings_for, worker
 
 REQUESTS = [{"prompt": str(number)} for number in range(8)]
 
@@ -64,6 +66,24 @@ def test_accuracy_keeps_every_video_once(tmp_path):
     samples = json.loads((tmp_path / "videos" / "samples.json").read_text())
     assert [(tmp_path / "videos" / s["file"]).read_text() for s in samples] == [s["prompt"] for s in samples]
     assert (tmp_path / "mlperf_log_accuracy.json").stat().st_size > 2
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    """The URL of gateway, job engine and worker; only the model is a stand-in."""
+    settings = settings_for(tmp_path_factory.mktemp("service"))
+    with gateway(settings) as url, worker(settings, FakeTriton(settings.runs, step_seconds=0.0005)):
+        yield url
+
+
+@pytest.mark.parametrize(("scenario", "more"), [("SingleStream", []), ("Offline", ["--rate", "10"]), ("Server", ["--rate", "8"])])
+def test_the_whole_service_is_judged_valid_with_our_figures_and_leaves_the_logs(service, scenario, more, tmp_path):
+    arguments = ["mlperf", "--scenario", scenario, "--url", service, "--out", str(tmp_path), *more]
+    assert main([*arguments, "--min-seconds", "1", "--min-queries", "64", "--at-once", "8"]) == 0
+    result = json.loads((tmp_path / "mlperf.json").read_text())
+    assert (result["target"], result["valid"], result["ours"]["errors"]) == ("service", True, 0)
+    assert result["difference"] <= 0.02
+    assert "Result is : VALID" in (tmp_path / "mlperf_log_summary.txt").read_text()
 
 
 def test_the_real_ensemble_is_judged(triton, tmp_path):
