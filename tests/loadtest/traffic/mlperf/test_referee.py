@@ -76,7 +76,9 @@ def service(tmp_path_factory):
         yield url
 
 
-@pytest.mark.parametrize(("scenario", "more"), [("SingleStream", []), ("Offline", ["--rate", "10"]), ("Server", ["--rate", "8"])])
+@pytest.mark.parametrize(
+    ("scenario", "more"), [("SingleStream", []), ("Offline", ["--rate", "10"]), ("Server", ["--rate", "8"])]
+)
 def test_the_whole_service_is_judged_valid_with_our_figures_and_leaves_the_logs(service, scenario, more, tmp_path):
     arguments = ["mlperf", "--scenario", scenario, "--url", service, "--out", str(tmp_path), *more]
     assert main([*arguments, "--min-seconds", "1", "--min-queries", "64", "--at-once", "8"]) == 0
