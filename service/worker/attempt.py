@@ -35,6 +35,7 @@ from service.store import JobStore, Lease, Loss, Progress
 from service.store.faults import HANDED_OVER, PREEMPTED
 from service.store.jobs import TERMINAL
 from service.worker import run_directories, video
+from service.worker.early import EarlyVideo
 from service.worker.health import Health, check_frames, digest
 from service.worker.inputs import read_all
 from service.worker.triton import Generator
@@ -87,6 +88,7 @@ class Attempt:
         self._last_step = 0
         self._last_progress: dict = {}
         self._uploads = Uploads(tools.files, lease, self.run_dir)
+        self._early = EarlyVideo(tools.files, lease, self.run_dir)
         self._reported: Progress | None = None
         self._moved = time.monotonic()
 
@@ -115,6 +117,7 @@ class Attempt:
                     task.cancel()
                     await asyncio.wait({task})
             await self._uploads.stop()
+            await self._early.stop()
 
     def ask(self, stop: Stop) -> None:
         """Stop the denoise loop before its next step."""
@@ -192,6 +195,7 @@ class Attempt:
         fps = int(request.get("fps") or info.get("fps") or 16)
         note = video.note(request, self.tools.settings.model_name)
         await asyncio.to_thread(check_frames, frames)
+        await self._early.end()
         with traces.span("encode", {"wan.format": made.name}):
             encoded = self._stubbornly(math.inf, _encode, frames, fps, local, made, request.get("crf"), note)
             _, frames_sha256 = await asyncio.gather(encoded, asyncio.to_thread(digest, frames))
@@ -332,6 +336,7 @@ class Attempt:
             self._last_step = step
         if progress.get("phase") == "decode":
             self._free_slot()
+            self._early.begin()
 
     def _report(self, progress: dict) -> Progress:
         phase = self._phase or progress.get("phase")

@@ -76,6 +76,8 @@ class TritonGenerator:
         inputs = infer_inputs(grpcclient, request, media)
         outputs = [grpcclient.InferRequestedOutput("FRAMES"), grpcclient.InferRequestedOutput("INFO")]
         parameters: dict = {"preview": True} if preview else {}
+        if request.get("stream"):
+            parameters["stream"] = True
         if (above := traces.traceparent()) is not None:
             parameters[traces.PARAMETER] = above
         try:
