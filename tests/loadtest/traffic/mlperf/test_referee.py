@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is not installed (extra: loadtest)")
 
 from loadtest.__main__ import main
-from loadtest.traffic.mlperf.referee import Rules, judge
+from loadtest.traffic.mlperf.referee import Rules, Taken, _result, judge
 from tests.service.fake_triton import FakeTriton
 from tests.service.running import gateway, settings_for, worker
 
@@ -47,6 +47,15 @@ def test_loadgen_finds_the_result_valid_and_has_our_figures(scenario, rate, at_o
     assert result["ours"]["samples"] >= 100
     assert result["difference"] <= 0.02
     assert (tmp_path / "mlperf_log_detail.txt").stat().st_size > 0
+
+
+def test_a_rate_of_less_than_hundredths_is_compared_in_full(tmp_path):
+    slow = [{"key": "result_validity", "value": "VALID"}, {"key": "result_completed_samples_per_sec", "value": 0.00412}]
+    (tmp_path / "mlperf_log_detail.txt").write_text("".join(f":::MLLOG {json.dumps(line)}\n" for line in slow))
+    taken = Taken(spans={number: (250.0 * number, 250.0 * (number + 1)) for number in range(35)})
+    assert _result(tmp_path, rules("Server"), taken)["difference"] > 0.02
+    taken = Taken(spans={number: (100.0, 100 + 34 / 0.00412) for number in range(35)})
+    assert _result(tmp_path, rules("Server"), taken)["difference"] < 1e-6
 
 
 def test_a_system_that_is_too_slow_for_the_server_scenario_is_invalid(tmp_path):
