@@ -280,7 +280,10 @@ class Gateway:
         try:
             job = await run_in_threadpool(self.store.get, delivery.job_id)
             event = notices.event(job, json.loads(delivery.body))
-            error, retry_in = await sender.send(delivery, event)
+            with traces.span("webhook", parent=job.traceparent, kind="producer", new=True) as span:
+                error, retry_in = await sender.send(delivery, event)
+                if error is not None:
+                    span.failed(error)
             await run_in_threadpool(self.store.webhook_done, delivery, error, retry_in)
         except ServiceError as error:  # it is due again when its hold is over
             logger.warning("webhook postponed", extra={"reason": str(error)})

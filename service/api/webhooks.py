@@ -10,6 +10,7 @@ import time
 
 import httpx
 
+from contract import traces
 from service.api import addresses
 from service.api.addresses import RefusedAddress
 from service.api.shapes import notices
@@ -58,6 +59,8 @@ class Sender:
             "webhook-id": f"msg_{delivery.job_id}",
             "webhook-timestamp": str(stamp),
         }
+        if (trace := traces.traceparent()) is not None:
+            headers["traceparent"] = trace
         if self.settings.webhook_secret:
             headers["webhook-signature"] = signature(self.settings.webhook_secret, headers["webhook-id"], stamp, body)
             headers |= notices.more_signatures(event, self.settings.webhook_secret, stamp, body)

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -23,7 +25,7 @@ def traced(tmp_path, monkeypatch):
     """(client, triton, receiver) of a gateway and a worker that trace."""
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
     with receiver() as got:
-        settings = settings_for(tmp_path, otlp_endpoint=got.url)
+        settings = settings_for(tmp_path, otlp_endpoint=got.url, webhook_allow_private=True)
         triton = FakeTriton(settings.runs)
         with gateway(settings) as url, worker(settings, triton), httpx.Client(base_url=url, timeout=10) as client:
             yield client, triton, got
@@ -54,6 +56,30 @@ def test_events_and_errors_name_the_trace(traced):
     assert (refused.status_code, refused.json()["error"]["trace_id"]) == (400, TRACE)
     unknown = client.get("/v1/nothing", headers={"traceparent": CALLER}).json()
     assert unknown["error"]["trace_id"] == TRACE
+
+
+def test_the_trace_goes_on_with_the_webhook(traced):
+    client, _, got = traced
+    calls = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self):
+            calls.append(self.headers["traceparent"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    hook = f"http://127.0.0.1:{server.server_port}/"
+    made = client.post("/v1/videos", json=BODY | {"webhook_url": hook}, headers={"traceparent": CALLER}).json()
+    wait_for(client, made["id"])
+    span = got.of_trace(TRACE, "webhook")["webhook"]
+    server.shutdown()
+    server.server_close()
+    assert calls == [f"00-{TRACE}-{span.id}-{calls[0][-2:]}"]
 
 
 def test_every_attempt_is_a_span_of_the_same_trace(traced):
