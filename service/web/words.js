@@ -44,6 +44,7 @@ const CHINESE = {
   "Frames": "帧数",
   "Steps": "步数",
   "Guidance": "引导强度",
+  "Guidance, low noise": "引导强度（低噪声阶段）",
   "Guidance until": "引导截止",
   "Flow shift": "流偏移",
   "Sampler": "采样器",

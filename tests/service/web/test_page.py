@@ -5,6 +5,7 @@ import shutil
 import httpx
 import pytest
 
+from contract.parameters import SAMPLERS
 from tests.service.fake_triton import FakeTriton
 from tests.service.running import gateway, settings_for, wait_for, worker
 from tests.service.slow_decoder import SlowDecoder
@@ -107,7 +108,7 @@ def test_an_error_names_the_field_and_leads_to_it(page):
 def test_limits_and_defaults_come_from_the_server(page):
     assert page.input_value("#steps") == "20"
     assert page.get_attribute("#steps", "max") == "1000"
-    assert page.locator("#sampler option").all_text_contents() == ["unipc", "euler", "dpm++"]
+    assert page.locator("#sampler option").all_text_contents() == list(SAMPLERS)
     assert page.locator("#cache option").all_text_contents() == ["teacache", "magcache"]
     assert page.input_value("#guidance_end") == "1"
     assert page.get_attribute("#guidance_end", "max") == "1"
