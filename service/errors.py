@@ -30,6 +30,8 @@ ServiceError
 
 from enum import StrEnum
 
+from contract import traces
+
 
 class Fault(StrEnum):
     """Whose fault it is that an attempt ended without a video; only the job's own count against it."""
@@ -54,7 +56,9 @@ class ServiceError(Exception):
 
     def envelope(self) -> dict:
         """The body of an error answer."""
-        return {"error": {"code": self.code, "message": self.message, "param": self.param, "type": self.type}}
+        error = {"code": self.code, "message": self.message, "param": self.param, "type": self.type}
+        trace = traces.trace_id()
+        return {"error": error | ({"trace_id": trace} if trace else {})}
 
 
 def shown(value) -> str:

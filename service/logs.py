@@ -7,6 +7,8 @@ import logging
 import sys
 import time
 
+from contract import traces
+
 job_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("wan_job_id", default=None)
 request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("wan_request_id", default=None)
 _PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -27,6 +29,8 @@ class JsonFormatter(logging.Formatter):
             line["job"] = job
         if request := request_id.get():
             line["request"] = request
+        if trace := traces.trace_id():
+            line["trace_id"] = trace
         line |= {name: value for name, value in vars(record).items() if name not in _PLAIN}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from contract import traces
 from contract.card import ModelCard
 from contract.cost import CostModel
 from contract.errors import InvalidCard
@@ -100,6 +101,12 @@ class Settings(BaseSettings):
     webhook_attempts: int = Field(8, ge=1, le=20)
     log_prompts: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    otlp_endpoint: str = ""  # "http://collector:4318": traces go there by OTLP/HTTP, of Triton's stages too; "": off
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _traceable(cls, value: str) -> str:
+        return traces.check(value)
 
     @field_validator("database_url")
     @classmethod

@@ -25,6 +25,11 @@ def checkpoint_key(job_id: str, fence: int) -> str:
     return f"{job_id}/checkpoint-{fence}.safetensors"
 
 
+def early_key(job_id: str, fence: int, number: int) -> str:
+    """A piece of what is shown while the rest is decoded; it stays as long as the job, since somebody may still be reading."""
+    return f"{job_id}/early-{fence}-{number}.mp4"
+
+
 def preview_key(job_id: str) -> str:
     return f"{job_id}/preview.webp"
 

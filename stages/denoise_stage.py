@@ -8,6 +8,7 @@ from dataclasses import fields
 import numpy as np
 import torch
 
+from contract import traces
 from contract.errors import InvalidRequest
 from contract.parameters import LOSSLESS, GenerationRequest
 from stages.artifacts import Artifacts
@@ -117,6 +118,7 @@ class DenoiseStage:
             seconds = time.monotonic() - began
             self._metrics.ended(seconds, success)
         info = describe(self._card, generation, steps, {"denoise": round(seconds, 4)})
+        traces.note({f"wan.{count}": info[count] or 0 for count in ("steps_computed", "steps_skipped", "resumed_from")})
         return latents, info | {"device": name(self._device)}
 
     def _generation(self, text: str) -> tuple[GenerationRequest, float, dict[str, str]]:

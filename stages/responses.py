@@ -7,13 +7,15 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from contract import faults
+from contract import faults, traces
 from contract.faults import tagged
 from stages import device
 from stages.device import NotFinite
+from stages.inputs import parameter
 from stages.run_directory import CheckpointRefused
 from wan.errors import Cancelled, InvalidRequest
 
@@ -24,19 +26,28 @@ ANSWER_SECONDS = 1.0
 PASSED_ON = frozenset(["REQUEST", "DENOISE_INFO", "LATENTS", "CONTEXT", "IDS", "MASK", "TIMING", "NEGATIVE_CONTEXT", "NEGATIVE_IDS", "NEGATIVE_MASK", "NEGATIVE_TIMING"])  # fmt: skip
 
 
-def answer(pb_utils, requests: list, handle: Callable[[object], dict]) -> list:
-    """One response for each request; `handle(request)` returns numpy arrays by output name."""
-    return [_answer_one(pb_utils, request, handle) for request in requests]
+def answer(pb_utils, requests: list, handle: Callable[[object], dict], stage: str = "stage") -> list:
+    """One response for each request; `handle(request)` returns numpy arrays by output name. `stage` names its spans."""
+    return [_answer_one(pb_utils, request, handle, stage) for request in requests]
 
 
-def _answer_one(pb_utils, request, handle: Callable[[object], dict]):
+def _answer_one(pb_utils, request, handle: Callable[[object], dict], stage: str):
     try:
         if request.is_cancelled():
             raise Cancelled("cancelled while it waited")
-        outputs = handle(request)
+        with _spanned(request, stage):
+            outputs = handle(request)
     except Exception as error:
         return pb_utils.InferenceResponse(error=triton_error(pb_utils, error))
     return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(name, value) for name, value in outputs.items()])
+
+
+def _spanned(request, stage: str) -> AbstractContextManager:
+    """A span below the one that the caller named in the request's parameters, if it did."""
+    above = parameter(request, traces.PARAMETER, None) if traces.on() else None
+    if above is None:
+        return nullcontext()
+    return traces.span(stage, {"wan.request": request.request_id()}, parent=above, kind="server")
 
 
 def triton_error(pb_utils, error: Exception):

@@ -7,6 +7,7 @@ Triton carries no cancel into a running ensemble step and a unary ensemble has n
         cancel                   made by the worker; its existence stops the loop before the next step
         checkpoint.safetensors   written by denoise, read by the denoise that goes on
         preview.webp             written by denoise on request
+        frames.rgb               appended to by vae_decoder on request
 
 Every file is written under a temporary name and renamed, so a reader never sees half of one. A file that cannot be written
 (the disk is full) is left out: it tells or saves something, but the video does not depend on it.
@@ -33,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -106,6 +108,9 @@ class RunDirectory:
 
     def write_progress(self, progress: dict) -> None:
         self.replace("progress.json", lambda path: path.write_text(json.dumps(progress)))
+
+    def frames(self) -> "FrameFile":
+        return FrameFile(self.path / "frames.rgb")
 
     def replace(self, name: str, write: Callable[[Path], object]) -> None:
         """Let `write` fill a temporary file, then put it in the place of `name`; a warning in the log when that fails."""
@@ -182,6 +187,26 @@ class RunDirectory:
                 f"this server reads format {CHECKPOINT_FORMAT}; remove it to start over"
             )
         return metadata, content
+
+
+class FrameFile:
+    """Raw frames as they are decoded, for a worker that shows them at once; one that cannot be written is given up."""
+
+    def __init__(self, path: Path):
+        self._path, self._mode = path, "wb"  # what an earlier decoding of this request left goes
+
+    def append(self, frames: np.ndarray) -> None:
+        """Frames uint8 [n, H, W, 3]."""
+        if not self._mode:
+            return
+        try:
+            with self._path.open(self._mode) as file:
+                file.write(np.ascontiguousarray(frames).data)
+            self._mode = "ab"
+        except OSError as error:
+            logger.warning("frames of request %s are not shown early: %s", self._path.parent.name, error)
+            self._path.unlink(missing_ok=True)
+            self._mode = ""
 
 
 def _digest(content: bytes) -> bytes:

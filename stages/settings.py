@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from contract import traces
 from wan.attention import BACKENDS
 from wan.optimize import LINEAR
 
@@ -59,6 +60,13 @@ class StageSettings(BaseSettings):
     decoder_weights_on_gpu: float = Field(
         1.0, ge=0, le=1, description="share of the decoder's weights on the GPU, for plans with weight streaming"
     )
+
+    otlp_endpoint: str = Field("", description="an OTLP/HTTP receiver that traces are sent to; without it: off")
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _traceable(cls, value: str) -> str:
+        return traces.check(value)
 
     @field_validator("warm_sizes", mode="before")
     @classmethod

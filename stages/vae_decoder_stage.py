@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from stages.artifacts import Artifacts
-from stages.inputs import array, json_object, scalar
+from stages.inputs import array, flag, json_object, scalar
 from stages.limits import Limits
 from stages.metrics import StageMetrics
-from stages.run_directory import RunDirectory
+from stages.run_directory import FrameFile, RunDirectory
 from stages.runtimes import open_vae
 from stages.settings import StageSettings
 from stages.vae_runtime import decode
@@ -34,8 +34,10 @@ class VaeDecoderStage:
         latents = torch.from_numpy(array(request, "LATENTS", "FP32", dims, self._limits.check_latents))
         info = self._info(str(scalar(request, "DENOISE_INFO", "STRING")))
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
+        report = DecodeReport(directory and directory.open(), info, request.is_cancelled)
+        shown = directory.frames() if directory and flag(request, "stream") else None
         began = time.monotonic()
-        frames = self._decode(latents, DecodeReport(directory and directory.open(), info, request.is_cancelled))
+        frames = self._decode(latents, report, shown)
         if directory:
             directory.remove_checkpoint()
         seconds = time.monotonic() - began
@@ -52,7 +54,12 @@ class VaeDecoderStage:
             raise InvalidRequest("DENOISE_INFO", text, what)
         return info
 
-    def _decode(self, latents: torch.Tensor, on_frame: Callable[[int, int], None] | None = None) -> np.ndarray:
+    def _decode(
+        self,
+        latents: torch.Tensor,
+        on_frame: Callable[[int, int], None] | None = None,
+        shown: FrameFile | None = None,
+    ) -> np.ndarray:
         _, count, height, width = latents.shape
         space = self._geometry.spatial_stride
         video = np.empty((self._geometry.num_frames(count), height * space, width * space, 3), np.uint8)
@@ -60,6 +67,8 @@ class VaeDecoderStage:
         for done, frames in enumerate(decode(self._runtime, latents), start=1):
             video[position : position + len(frames)] = frames
             position += len(frames)
+            if shown:
+                shown.append(frames)
             if on_frame:
                 on_frame(done, count)
         return video

@@ -10,16 +10,15 @@ from pathlib import Path
 import torch
 
 from loadtest.base.inputs import LoadTestError
-from loadtest.quality import gate, report
+from loadtest.quality import gate, perceptual, report
 from loadtest.quality.evaluate import Case, Evaluation, scene_cases
-from loadtest.quality.settings import DEFAULT, parse
+from loadtest.quality.settings import COMPILED, DEFAULT, Setting, parse
+from wan import compile
 from wan.errors import WanError
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "options", nargs="*", default=DEFAULT, help="e.g. teacache=0.1 linear=fp8 magcache=0.1+attention=int8"
-    )
+    parser.add_argument("options", nargs="*", help="e.g. teacache=0.1 linear=fp8 magcache=0.1+attention=int8")
     parser.add_argument("--checkpoint", default="models/tiny")
     parser.add_argument("--count", type=int, default=20, help="prompts of the tiny model's world")
     parser.add_argument(
@@ -37,16 +36,33 @@ def _cases(given: argparse.Namespace) -> list[Case]:
     return [Case(line, seed) for seed, line in enumerate(line for line in lines if line)]
 
 
+def _settings(given: argparse.Namespace) -> list[Setting]:
+    """Those that were asked for, or all that this machine can run."""
+    reason = compile.missing(torch.device(given.device))
+    if not given.options and reason:
+        print(f"left out: {COMPILED}, which {reason}", file=sys.stderr)
+    default = [name for name in DEFAULT if not (reason and name == COMPILED)]
+    return [parse(text) for text in given.options or default]
+
+
 def handle(given: argparse.Namespace) -> int:
     try:
         floors = gate.load_floors(given.floors)
-        evaluation = Evaluation(given.checkpoint, [parse(text) for text in given.options], given.device)
+        evaluation = Evaluation(given.checkpoint, _settings(given), given.device)
         rows = evaluation.run(_cases(given), report=lambda text: print(text, file=sys.stderr))
     except (WanError, OSError) as error:
         raise LoadTestError(error) from error
-    about = {"checkpoint": str(given.checkpoint), "device": given.device, "torch": torch.__version__}
+    lacking = perceptual.lacking()
+    about = {
+        "checkpoint": str(given.checkpoint),
+        "device": given.device,
+        "torch": torch.__version__,
+        "lacking": lacking,
+    }
     report.write(rows, given.out, about)
     print(report.table(rows))
+    for figure, needed in lacking.items():
+        print(f"not measured: {figure}, this ffmpeg has no filter {needed}", file=sys.stderr)
     failed = gate.failures(rows, floors)
     for sentence in failed:
         print(f"below its floor: {sentence}", file=sys.stderr)

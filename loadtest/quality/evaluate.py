@@ -1,7 +1,7 @@
 """Runs sets of options on the same prompts and seeds and compares the videos with the baseline's."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import mean
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from export.dit.quality import psnr, ssim
+from loadtest.quality import perceptual
 from loadtest.quality.settings import BASELINE, Setting
 from tiny.obedience import check, held_out_prompts
 from tiny.scenes import Scene
@@ -41,6 +42,9 @@ class Row:
     method: str
     psnr: float = 0.0
     ssim: float = 0.0
+    vmaf: float | None = None  # None: not measured, see `perceptual`
+    ms_ssim: float | None = None
+    xpsnr: float | None = None
     obeyed: int = 0
     checked: int = 0
     seconds: float = 0.0
@@ -57,6 +61,11 @@ class Row:
 def frame_psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Mean over the frames of the PSNR, equal frames counting as 99 dB."""
     return mean(min(psnr(x, y), IDENTICAL_PSNR) for x, y in zip(a, b, strict=True))
+
+
+def _mean(figures: Iterable[float | None]) -> float | None:
+    known = [figure for figure in figures if figure is not None]
+    return mean(known) if known else None
 
 
 class Evaluation:
@@ -90,12 +99,16 @@ class Evaluation:
         made = self._videos[setting.name]
         videos = [video for _, video in made]
         pairs = [(a.frames, b.frames) for a, b in zip(baseline, videos, strict=True)]
+        seen = [] if setting is BASELINE else [perceptual.compare(*pair) for pair in pairs]
         verdicts = [check(video.frames, case.scene).obeys for case, video in made if case.scene]
         return Row(
             setting.name,
             setting.method,
             psnr=mean(frame_psnr(a, b) for a, b in pairs),
             ssim=mean(ssim(a, b) for a, b in pairs),
+            vmaf=_mean(scores.vmaf for scores in seen),
+            ms_ssim=_mean(scores.ms_ssim for scores in seen),
+            xpsnr=_mean(scores.xpsnr for scores in seen),
             obeyed=sum(verdicts),
             checked=len(verdicts),
             seconds=float(np.median([v.info["seconds"]["denoise"] for v in videos])),

@@ -7,7 +7,7 @@ from loadtest.base.inputs import LoadTestError
 from loadtest.quality.evaluate import Row
 
 FLOORS_FILE = Path(__file__).with_name("floors.json")
-KEYS = ("psnr", "ssim", "obedience", "steps_ratio")
+KEYS = ("psnr", "ssim", "vmaf", "ms_ssim", "xpsnr", "obedience", "steps_ratio")
 
 
 def load_floors(path: Path = FLOORS_FILE) -> dict[str, dict[str, float]]:
@@ -22,21 +22,20 @@ def load_floors(path: Path = FLOORS_FILE) -> dict[str, dict[str, float]]:
     return content
 
 
-def figures(row: Row) -> dict[str, float]:
+def figures(row: Row) -> dict[str, float | None]:
     """The figures that have floors; obedience is a share, steps_ratio how many times fewer steps were computed."""
     return {
-        "psnr": row.psnr,
-        "ssim": row.ssim,
+        **{name: getattr(row, name) for name in ("psnr", "ssim", "vmaf", "ms_ssim", "xpsnr")},
         "obedience": row.obeyed / row.checked if row.checked else 1.0,
         "steps_ratio": (row.steps_computed + row.steps_skipped) / row.steps_computed,
     }
 
 
 def failures(rows: list[Row], floors: dict[str, dict[str, float]]) -> list[str]:
-    """One sentence for each figure that is below its floor."""
+    """One sentence for each figure that is below its floor; one that was not measured has no verdict, see `perceptual`."""
     return [
-        f"{row.name}: {key} is {figures(row)[key]:.3f}, its floor is {floor:g}"
+        f"{row.name}: {key} is {value:.3f}, its floor is {floor:g}"
         for row in rows
         for key, floor in floors.get(row.name, {}).items()
-        if figures(row)[key] < floor
+        if (value := figures(row)[key]) is not None and value < floor
     ]

@@ -9,8 +9,10 @@ from wan.optimize import Options
 
 REQUEST = {p.name: p.rule.python for p in PARAMETERS if p.tensor}
 LOADING = ("linear", "attention")
+COMPILED = "compile=yes"  # the control: nothing lossy, other kernels
 
 DEFAULT = (
+    COMPILED,
     "teacache=0.05", "teacache=0.1", "teacache=0.15", "teacache=0.2", "teacache=0.3",
     "magcache=0.02", "magcache=0.05", "magcache=0.1", "magcache=0.2", "magcache=0.4",
     "guidance_end=0.75", "guidance_end=0.5", "guidance_end=0.25",
@@ -42,7 +44,9 @@ def parse(text: str) -> Setting:
     for part in text.split("+"):
         name, _, value = part.partition("=")
         try:
-            if name in CACHES:
+            if part == COMPILED:
+                loading["compile"] = True
+            elif name in CACHES:
                 request |= {"cache": name, "cache_threshold": float(value)}
             elif name in REQUEST:
                 request[name] = REQUEST[name](value)
@@ -50,7 +54,9 @@ def parse(text: str) -> Setting:
                 loading[name] = value
             else:
                 allowed = ", ".join((*CACHES, *REQUEST, *LOADING))
-                raise LoadTestError(f"option {part!r} is unknown; allowed: NAME=VALUE with a name of {allowed}")
+                raise LoadTestError(
+                    f"option {part!r} is unknown; allowed: NAME=VALUE with a name of {allowed}, or {COMPILED}"
+                )
         except ValueError as error:
             raise LoadTestError(f"option {part!r} has a bad value: {error}") from error
     return Setting(text, request, Options(**loading))

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, create_model
 
-from contract import PARAMETERS
+from contract import PARAMETERS, traces
 from service.formats import BY_NAME, H264
 from service.store import Estimate, Job, Priority
 from service.store.jobs import COMPLETED, FAILED, RUNNING
@@ -15,6 +15,7 @@ class ErrorDetail(BaseModel):
     message: str
     param: str | None = None
     type: str
+    trace_id: str | None = None  # where requests are traced
 
 
 class ErrorAnswer(BaseModel):
@@ -61,6 +62,8 @@ class VideoAnswer(BaseModel):
     cancel_requested: bool = False
     resumed_from: int | None = None
     preview_url: str | None = None
+    stream_url: str | None = None  # of the frames that are decoded, where the request says `stream`
+    trace_id: str | None = None  # of OpenTelemetry, where requests are traced
     # the result
     url: str | None = None
     thumbnail_url: str | None = None
@@ -174,6 +177,8 @@ def video(job: Job, estimate: Estimate | None) -> VideoAnswer:
         cancel_requested=job.cancel_requested,
         resumed_from=info.get("resumed_from"),
         preview_url=_preview_url(job),
+        stream_url=f"/v1/videos/{job.id}/content" if is_streaming(job) else None,
+        trace_id=traces.trace_id(job.traceparent) if job.traceparent else None,
         url=f"/v1/videos/{job.id}/content" if done else None,
         media_type=made.media_type if done else None,
         file_name=f"{job.id}.{made.suffix}" if done else None,
@@ -183,6 +188,11 @@ def video(job: Job, estimate: Estimate | None) -> VideoAnswer:
         inference_time_s=info.get("gpu_seconds"),
         stage_durations=info.get("seconds"),
     )
+
+
+def is_streaming(job: Job) -> bool:
+    """Whether frames can be had while others are still decoded."""
+    return job.status == RUNNING and job.phase in ("decode", "encode") and bool(job.request.get("stream"))
 
 
 def _preview_url(job: Job) -> str | None:

@@ -11,6 +11,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
+from contract import traces
 from service.api import problems
 from service.api.gateway import Gateway
 from service.api.guard import Guard
@@ -37,6 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI):
         setup(settings.log_level)
+        traces.begin(settings.otlp_endpoint, "wan-gateway")
         await app.state.gateway.start()
         yield
         await app.state.gateway.stop()

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from starlette.concurrency import run_in_threadpool
 
+from contract import traces
 from service.api import addresses, answers, webhooks
 from service.api.auth import Caller, Keys
 from service.api.catalogue import Catalogue, Served
@@ -116,6 +117,7 @@ class Gateway:
             values = request.resolve(served.card, shown) | (about or {})
             new = self._priced(request, served, values, caller, Priority[priority], idempotency_key)
             job, made = await run_in_threadpool(self._submit, new, kept, request.reuse_finished, caller.max_queued)
+        traces.note({"wan.job": job.id})
         extra = {"job": job.id, "owner": caller.name, "gpu_seconds": round(job.cost, 2), "repeated": not made}
         logger.info("submitted", extra=extra | prompt_fields(values["prompt"], self.settings.log_prompts))
         return job, made
@@ -146,6 +148,7 @@ class Gateway:
             webhook_url=request.webhook_url,
             weight=caller.weight,
             model=served.name,
+            traceparent=traces.traceparent(),
         )
 
     def _submit(self, new: NewJob, kept: dict[str, Kept], reuse: bool, max_queued: int | None) -> tuple[Job, bool]:

@@ -8,6 +8,7 @@ import asyncio
 import re
 import secrets
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +17,7 @@ from service import logs
 from service.api import problems
 from service.api.gateway import Gateway
 from service.api.http_metrics import counted
+from service.api.traced import traced
 from service.errors import BodyTooLarge, InvalidRequest, ServiceError, Unavailable
 
 READ_SECONDS = 30.0
@@ -54,8 +56,14 @@ class Guard:
         headers = Headers(scope=scope)
         scope["wan.request_id"] = _request_id(headers.get("x-request-id"))
         token = logs.request_id.set(scope["wan.request_id"])
+        try:
+            with _spanned(scope, send) as watched:
+                await self._answer(scope, headers, receive, _Answer(scope, counted(scope, watched)).send)
+        finally:
+            logs.request_id.reset(token)
+
+    async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         scope["wan.text_limit"], scope["wan.files"] = self.gateway.settings.max_body_bytes, []
-        send = _Answer(scope, counted(scope, send)).send
         try:
             self._admit(scope, headers)
             if self._may_carry_files(scope, headers):
@@ -70,7 +78,6 @@ class Guard:
         finally:
             for reader in scope["wan.files"]:
                 reader.close()
-            logs.request_id.reset(token)
 
     def _may_carry_files(self, scope: Scope, headers: Headers) -> bool:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -93,11 +100,19 @@ class Guard:
             self._uploads -= 1
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
-        path = scope["path"]
-        if path in PUBLIC or path.startswith(PUBLIC_FOLDER):
+        if _is_public(scope["path"]):
             return
         address = scope["client"][0] if scope.get("client") else ""
         scope.setdefault("state", {})["caller"] = self.gateway.keys.caller(headers.get("authorization"), address)
+
+
+def _is_public(path: str) -> bool:
+    return path in PUBLIC or path.startswith(PUBLIC_FOLDER)
+
+
+def _spanned(scope: Scope, send: Send) -> AbstractContextManager[Send]:
+    """Probes, metrics and the page are not worth a span."""
+    return nullcontext(send) if _is_public(scope["path"]) else traced(scope, send)
 
 
 def _request_id(sent: str | None) -> str:

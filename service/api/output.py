@@ -4,7 +4,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from service.formats import BY_NAME, FORMATS, H264
 
-BOOLEANS = ("preview", "embed_prompt", "reuse_finished")  # fields that are true or false
+BOOLEANS = ("preview", "stream", "embed_prompt", "reuse_finished")  # fields that are true or false
 
 
 class OutputFields(BaseModel):

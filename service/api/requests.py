@@ -59,6 +59,9 @@ class JobFields(OutputFields):
     )
     webhook_url: str | None = Field(None, max_length=2048, description="Called when the job ends.")
     preview: bool = Field(False, description="Make small previews while the video is denoised.")
+    stream: bool = Field(
+        False, description="Serve the frames at /content, as a fragmented MP4, while later ones are still decoded."
+    )
     user: str | None = Field(None, max_length=128, description="Your own note; returned, not interpreted.")
 
     @model_validator(mode="before")
@@ -135,7 +138,8 @@ class RequestBody(JobFields):
             allowed = error.allowed + _nearest(error, card)
             raise InvalidRequest(said_as.get(error.field, error.field), error.value, allowed) from None
         values = asdict(request) | {"fps": fps} | self.output()
-        return values | ({"preview": True} if self.preview else {}) | ({"user": self.user} if self.user else {})
+        said = {"preview": self.preview, "stream": self.stream, "user": self.user}
+        return values | {name: value for name, value in said.items() if value}
 
     def _shape(self, card: ModelCard, shown: tuple[int, int] | None) -> tuple[str, int, int] | None:
         """(field, width, height) where one field says both."""

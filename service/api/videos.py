@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from service.api import answers, body, content, events, intake, requests, stills, sync
+from service.api import answers, body, content, events, growing, intake, requests, stills, sync
 from service.api.auth import ANONYMOUS, Caller
 from service.api.gateway import Gateway
 from service.api.shapes import same_path
@@ -140,7 +140,10 @@ async def download_video(
     variant: Literal["video", "thumbnail", "spritesheet", "preview"] = "video",
     step: Annotated[int, Query(ge=0, description="Makes preview URLs distinct; not interpreted")] = 0,
 ):
-    """The video (Range requests are served), a picture of it, or the newest preview of a running job."""
+    """The video (Range requests are served), a picture of it, or the newest preview of a running job.
+
+    Of a job that said `stream`, while it is decoded: the frames so far as a fragmented MP4, which grows until all are there.
+    """
     job = await run_in_threadpool(gateway.store.get, job_id, caller.name)
     if variant == "preview":
         if not job.preview_key:
@@ -148,6 +151,8 @@ async def download_video(
         key = preview_key(job_id)
         size = await run_in_threadpool(gateway.files.size, key)
         return content.file_response(request, gateway.files, key, size, "image/webp", f"{job_id}.webp")
+    if variant == "video" and answers.is_streaming(job):
+        return growing.response(request, gateway, job)
     if job.video_key is None:
         raise NotFound(f"the video is {job.status}; only a completed one can be downloaded", "id")
     if variant in stills.STILLS:

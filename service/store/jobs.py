@@ -39,6 +39,7 @@ class NewJob:
     webhook_url: str | None = None
     weight: float = 1.0
     model: str = ""  # "": the one of the store
+    traceparent: str | None = None
     id: str = field(default_factory=new_job_id)
 
 
@@ -105,6 +106,7 @@ class Job:
     webhook_url: str | None
     updated_at: float
     model: str
+    traceparent: str | None
 
     @classmethod
     def from_row(cls, row) -> "Job":

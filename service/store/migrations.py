@@ -68,6 +68,7 @@ MIGRATIONS: list[tuple[str, ...]] = [
         "CREATE TABLE calibrations (model TEXT PRIMARY KEY, log_ratio DOUBLE PRECISION NOT NULL, samples INTEGER NOT NULL)",
         "INSERT INTO calibrations (model, log_ratio, samples) SELECT '', log_ratio, samples FROM calibration",
     ),
+    ("ALTER TABLE jobs ADD COLUMN traceparent TEXT",),
 ]
 
 

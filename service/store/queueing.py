@@ -134,6 +134,7 @@ def _columns(now: float, new: NewJob, limits: Limits) -> dict:
         "steps": new.request.get("steps", 0),
         "webhook_url": new.webhook_url,
         "model": new.model,
+        "traceparent": new.traceparent,
     }
 
 

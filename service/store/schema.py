@@ -52,6 +52,7 @@ jobs = Table(
     Column("webhook_url", String),
     Column("updated_at", Float),
     Column("model", String),  # "": of a release that knew one model only, see `models.adopt`
+    Column("traceparent", String),  # of the request that made the job, see `contract/traces.py`
 )
 
 # Written as literals, not bound values: only then do the planners see that a partial index fits.

@@ -86,7 +86,7 @@ export function values() {
   for (const name of fields) {
     const input = form.elements[name];
     if (input.disabled) continue;
-    if (name === "preview") result.preview = input.checked;
+    if (name === "preview") result.preview = result.stream = input.checked;
     else if (name === "priority" && input.value === "normal") continue; // a key that may use less gets its own highest
     else if (input.tagName === "SELECT") result[name] = input.value;
     // seeds may be larger than what a JavaScript number holds; the server reads digits in a string just as well

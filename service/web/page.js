@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import * as form from "./form.js";
 import * as gallery from "./gallery.js";
 import * as media from "./media.js";
+import * as stream from "./stream.js";
 import * as words from "./words.js";
 import { t } from "./words.js";
 
@@ -70,13 +71,26 @@ async function draw(item, job) {
   bar.setAttribute("aria-valuenow", job.progress);
   bar.firstElementChild.style.width = `${job.progress}%`;
   item.querySelector(".cancel").disabled = job.cancel_requested;
-  if (!job.preview_url) return;
+  if (job.stream_url && stream.canPlay() && !item.dataset.streams) {
+    item.dataset.streams = "yes";
+    play(item, job);
+  }
   const image = item.querySelector("img");
+  if (!job.preview_url || !image) return;
   const url = await api.mediaUrl(job.preview_url).catch(() => null);
   if (!url) return;
   if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
   image.src = url;
   image.hidden = false;
+}
+
+// The frames that are decoded, in the place of the preview, while the rest still is.
+function play(item, job) {
+  const image = item.querySelector("img"), video = document.createElement("video");
+  Object.assign(video, { muted: true, autoplay: true, playsInline: true });
+  video.setAttribute("aria-label", t("Frames so far of {prompt}", job));
+  video.addEventListener("loadeddata", () => image.replaceWith(video));
+  stream.play(video, job.stream_url, watched.get(job.id)?.signal).catch(() => {}); // then the preview stays
 }
 
 function follow(job) {
@@ -89,7 +103,7 @@ function follow(job) {
   $("jobs").prepend(item);
   $("jobs-section").hidden = false;
   const control = new AbortController();
-  watched.set(job.id, { item, stop: () => control.abort() });
+  watched.set(job.id, { item, signal: control.signal, stop: () => control.abort() });
   draw(item, job);
   api.watch(job.id, (update) => onUpdate(item, update), control.signal).catch(() => drop(job.id));
 }

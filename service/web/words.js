@@ -87,6 +87,7 @@ const CHINESE = {
   "Step {step} of {steps}": "第 {step} 步，共 {steps} 步",
   "Starting…": "正在开始…",
   "Progress of {prompt}": "进度：{prompt}",
+  "Frames so far of {prompt}": "已解码的画面：{prompt}",
   "Submitted": "已提交",
   "Video finished: {prompt}": "视频已完成：{prompt}",
   "Video deleted": "视频已删除",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from contract import traces
 from service import formats, storage
 from service.errors import (
     CheckpointRefused,
@@ -34,6 +35,7 @@ from service.store import JobStore, Lease, Loss, Progress
 from service.store.faults import HANDED_OVER, PREEMPTED
 from service.store.jobs import TERMINAL
 from service.worker import run_directories, video
+from service.worker.early import EarlyVideo
 from service.worker.health import Health, check_frames, digest
 from service.worker.inputs import read_all
 from service.worker.triton import Generator
@@ -86,6 +88,7 @@ class Attempt:
         self._last_step = 0
         self._last_progress: dict = {}
         self._uploads = Uploads(tools.files, lease, self.run_dir)
+        self._early = EarlyVideo(tools.files, lease, self.run_dir)
         self._reported: Progress | None = None
         self._moved = time.monotonic()
 
@@ -114,6 +117,7 @@ class Attempt:
                     task.cancel()
                     await asyncio.wait({task})
             await self._uploads.stop()
+            await self._early.stop()
 
     def ask(self, stop: Stop) -> None:
         """Stop the denoise loop before its next step."""
@@ -178,7 +182,8 @@ class Attempt:
         preview = bool(self.job.request.get("preview"))
         stored, limit = self.job.request.get("media", {}), self.tools.settings.storage_retry_seconds
         media = await self._stubbornly(limit, read_all, self.tools.files, stored)
-        return await self.tools.triton.generate(self.lease.request_id, self.job.request, preview, media)
+        with traces.span("triton", kind="client"):
+            return await self.tools.triton.generate(self.lease.request_id, self.job.request, preview, media)
 
     async def _deliver(self, frames, info: dict) -> str:
         """Encode, store, publish. A finished video waits for a store that is away, on this machine."""
@@ -190,10 +195,13 @@ class Attempt:
         fps = int(request.get("fps") or info.get("fps") or 16)
         note = video.note(request, self.tools.settings.model_name)
         await asyncio.to_thread(check_frames, frames)
-        encoded = self._stubbornly(math.inf, _encode, frames, fps, local, made, request.get("crf"), note)
-        _, frames_sha256 = await asyncio.gather(encoded, asyncio.to_thread(digest, frames))
+        await self._early.end()
+        with traces.span("encode", {"wan.format": made.name}):
+            encoded = self._stubbornly(math.inf, _encode, frames, fps, local, made, request.get("crf"), note)
+            _, frames_sha256 = await asyncio.gather(encoded, asyncio.to_thread(digest, frames))
         key = storage.video_key(self.job.id, self.lease.fence, made.suffix)
-        size = await self._stubbornly(math.inf, self.tools.files.put, local, key)
+        with traces.span("store"):
+            size = await self._stubbornly(math.inf, self.tools.files.put, local, key)
         computed = dict(info.get("seconds") or {})
         waited = max(0.0, (self.job.started_at or 0.0) - self.job.created_at)
         seconds = {"queue": round(waited, 4), **computed, "encode": round(time.monotonic() - started, 4)}
@@ -328,6 +336,7 @@ class Attempt:
             self._last_step = step
         if progress.get("phase") == "decode":
             self._free_slot()
+            self._early.begin()
 
     def _report(self, progress: dict) -> Progress:
         phase = self._phase or progress.get("phase")

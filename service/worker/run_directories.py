@@ -27,6 +27,7 @@ class Run:
         self.path = root / request_id
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.preview = self.path / "preview.webp"
+        self.frames = self.path / "frames.rgb"  # raw, of a request that says `stream`, as they are decoded
 
     def create(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import tritonclient.grpc.aio as grpcclient
 from tritonclient.grpc import KeepAliveOptions
 from tritonclient.utils import InferenceServerException
 
-from contract import faults
+from contract import faults, traces
 from contract.faults import untagged
 from contract.tensors import ENSEMBLE, infer_inputs
 from service.errors import (
@@ -75,10 +75,14 @@ class TritonGenerator:
         """Run one request; GenerationRejected, GenerationCancelled or GenerationFailed when there is no video."""
         inputs = infer_inputs(grpcclient, request, media)
         outputs = [grpcclient.InferRequestedOutput("FRAMES"), grpcclient.InferRequestedOutput("INFO")]
-        parameters = {"preview": True} if preview else None
+        parameters: dict = {"preview": True} if preview else {}
+        if request.get("stream"):
+            parameters["stream"] = True
+        if (above := traces.traceparent()) is not None:
+            parameters[traces.PARAMETER] = above
         try:
             result = await self._client.infer(
-                ENSEMBLE, inputs, request_id=request_id, outputs=outputs, parameters=parameters
+                ENSEMBLE, inputs, request_id=request_id, outputs=outputs, parameters=parameters or None
             )
         except InferenceServerException as error:
             raise _translated(error) from error

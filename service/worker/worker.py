@@ -16,6 +16,7 @@ import threading
 import time
 from dataclasses import asdict
 
+from contract import traces
 from service.errors import ServiceError, SettingsError, StorageError, Unavailable
 from service.logs import job_id, prompt_fields, setup
 from service.settings import Settings, load_settings
@@ -223,9 +224,16 @@ class Worker:
         task.add_done_callback(self._ended)
 
     async def _run(self, attempt: Attempt) -> str:
-        job_id.set(attempt.job.id)
-        logger.info("leased", extra=prompt_fields(attempt.job.request["prompt"], self.settings.log_prompts))
-        return await attempt.run()
+        job, fence = attempt.job, attempt.lease.fence
+        job_id.set(job.id)
+        if fence == 1:
+            traces.spent("queue", job.created_at, job.leased_at or job.created_at, job.traceparent)
+        about: dict[str, str | int] = {"wan.job": job.id, "wan.attempt": fence, "wan.worker": self.tools.name}
+        with traces.span("attempt", about, parent=job.traceparent, kind="consumer", new=True) as span:
+            logger.info("leased", extra=prompt_fields(job.request["prompt"], self.settings.log_prompts))
+            status = await attempt.run()
+            span.note({"wan.status": status})
+            return status
 
     def _ended(self, task: asyncio.Task) -> None:
         self.attempts.pop(task, None)
@@ -372,6 +380,7 @@ def main() -> int:
             settings.metrics_dir.mkdir(parents=True, exist_ok=True)
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_dir)
         setup(settings.log_level)
+        traces.begin(settings.otlp_endpoint, "wan-worker")
         asyncio.run(serve(settings))
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -20,7 +20,8 @@ def pins(lines) -> dict[str, str]:
 
 def project_pins() -> dict[str, str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return pins(project["dependencies"] + project["optional-dependencies"]["triton"])
+    optional = project["optional-dependencies"]
+    return pins(project["dependencies"] + optional["triton"] + optional["tracing"])
 
 
 def instructions(dockerfile) -> list[str]:

@@ -232,6 +232,14 @@ def test_progress_ends_in_the_decode_phase_with_all_steps_done(triton):
     assert (progress["step"], progress["steps"], progress["phase"], progress["eta_seconds"]) == (6, 6, "decode", 0)
 
 
+def test_frames_are_appended_as_they_are_decoded_where_the_request_asks_for_it(triton):
+    for _ in range(2):  # what an earlier decoding left goes
+        frames, _ = generate(triton.grpc_url, request_id="stream", parameters={"stream": True}, PROMPT=PROMPT, **SHORT)
+    generate(triton.grpc_url, request_id="no-stream", PROMPT=PROMPT, **SHORT)
+    assert (triton.run_dir / "stream" / "frames.rgb").read_bytes() == frames.tobytes()
+    assert not (triton.run_dir / "no-stream" / "frames.rgb").exists()
+
+
 def test_a_preview_is_written_where_the_request_asks_for_one(triton):
     generate(triton.grpc_url, request_id="preview", parameters={"preview": True}, PROMPT=PROMPT, **SHORT)
     generate(triton.grpc_url, request_id="no-preview", PROMPT=PROMPT, **SHORT)

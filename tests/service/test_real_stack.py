@@ -9,15 +9,25 @@ import pytest
 
 from loadtest.base.databases import find_binaries
 from loadtest.drills import cancel, faults
+from tests.otlp import receiver
 
 
 @pytest.fixture(scope="module")
-def drill(repository, checkpoint):
+def spans():
+    """Where every part of the stack sends its spans."""
+    with receiver() as got:
+        yield got
+
+
+@pytest.fixture(scope="module")
+def drill(repository, checkpoint, spans):
     if find_binaries() is None:
         pytest.skip("no PostgreSQL server installed (Debian: apt-get install postgresql)")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WAN_MODEL_NAME", "wan-real")
         patch.setenv("WAN_MODEL_CARD", str(checkpoint / "wan.json"))
+        patch.setenv("WAN_OTLP_ENDPOINT", spans.url)
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
         with faults.under_fire(repository, steps=40) as running:
             yield running
 
@@ -68,6 +78,18 @@ def test_a_finished_job_shows_what_was_asked_for_and_what_was_done(drill):
     assert video["steps_skipped"] > 0
     assert video["engine"]["linear"] == "onednn"
     assert list(video["stage_durations"]) == ["queue", "text_encoder", "denoise", "vae_decoder", "encode"]
+
+
+def test_one_trace_leads_from_the_request_through_the_worker_into_every_stage(drill, spans):
+    asked = faults.REQUEST | {"prompt": "a prompt that no cache of Triton holds", "steps": 8}
+    job = drill.call("POST", "/v1/videos", json=asked).json()
+    stages = ("tokenizer", "text_encoder", "denoise", "vae_decoder")
+    found = spans.of_trace(job["trace_id"], "POST /v1/videos", "attempt", "triton", "encode", *stages)
+    assert {found[name].parent for name in stages} == {found["triton"].id}
+    assert found["triton"].parent == found["attempt"].id
+    assert found["attempt"].parent == found["POST /v1/videos"].id
+    assert {span.program for span in found.values()} == {"wan-gateway", "wan-worker", "wan-triton"}
+    assert found["denoise"].attributes["wan.steps_computed"] == 8
 
 
 def test_previews_come_from_the_real_denoise_stage(drill):

@@ -1,7 +1,6 @@
 """A test under LoadGen: it decides when what is sent, and whether the result is valid."""
 
 import json
-import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,12 +13,13 @@ from loadtest.base.inputs import ToolError
 from loadtest.traffic.mlperf.system import System
 
 SCENARIOS = ("SingleStream", "Offline", "Server")
-# Line of mlperf_log_summary.txt that is the result, and what makes it seconds or samples a second.
+# Key of mlperf_log_detail.txt that is the result (the summary rounds it to hundredths), its unit, and our name of it.
 RESULTS = {
-    "SingleStream": (r"90(?:\.00|th) percentile latency \(ns\)\s*:\s*(\d+)", 1e-9, "p90_seconds"),
-    "Offline": (r"Samples per second\s*:\s*([\d.eE+]+)", 1.0, "samples_per_second"),
-    "Server": (r"Completed samples per second\s*:\s*([\d.eE+]+)", 1.0, "samples_per_second"),
+    "SingleStream": ("result_90.00_percentile_latency_ns", 1e-9, "p90_seconds"),
+    "Offline": ("result_samples_per_second", 1.0, "samples_per_second"),
+    "Server": ("result_completed_samples_per_sec", 1.0, "completed_per_second"),
 }
+MARK = ":::MLLOG "
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Taken:
         whole = max(end for _, end in self.spans.values()) - min(begin for begin, _ in self.spans.values())
         place = min(len(seconds) - 1, int(0.9 * len(seconds)))  # as LoadGen counts
         return {"samples": len(seconds), "errors": len(self.errors), "p90_seconds": seconds[place],
-                "samples_per_second": len(seconds) / whole}  # fmt: skip
+                "samples_per_second": len(seconds) / whole,
+                "completed_per_second": (len(seconds) - 1) / whole}  # as LoadGen's Server counts  # fmt: skip
 
 
 def judge(system: System, requests: list[dict], rules: Rules, at_once: int, folder: Path) -> dict:
@@ -108,19 +109,25 @@ def _issue(system: System, requests: list[dict], taken: Taken, pool: ThreadPoolE
     return issue
 
 
+def _said(folder: Path) -> dict:
+    """What LoadGen's log says, by key."""
+    lines = (folder / "mlperf_log_detail.txt").read_text().splitlines()
+    events = [json.loads(line.removeprefix(MARK)) for line in lines if line.startswith(MARK)]
+    return {event["key"]: event["value"] for event in events}
+
+
 def _result(folder: Path, rules: Rules, taken: Taken) -> dict:
     ours = taken.figures()
     result = {"scenario": rules.scenario, "ours": ours, "first_errors": taken.errors[:3]}
     if rules.accuracy:
         return result | {"valid": not taken.errors and ours["samples"] > 0, "videos": str(folder / "videos")}
-    summary = (folder / "mlperf_log_summary.txt").read_text()
-    pattern, unit, name = RESULTS[rules.scenario]
-    found = re.search(pattern, summary)
-    if found is None:
-        raise ToolError(f"LoadGen's summary in {folder} has no result:\n{summary[:500]}")
-    theirs = float(found[1]) * unit
+    said = _said(folder)
+    key, unit, name = RESULTS[rules.scenario]
+    if key not in said:
+        raise ToolError(f"mlperf_log_detail.txt in {folder} has no {key}")
+    theirs = float(said[key]) * unit
     return result | {
-        "valid": "Result is : VALID" in summary and not taken.errors,
+        "valid": said.get("result_validity") == "VALID" and not taken.errors,
         "loadgen": {name: theirs},
         "measure": name,
         "difference": abs(ours[name] / theirs - 1) if theirs else 1.0,

@@ -3,17 +3,15 @@
 import triton_python_backend_utils as pb_utils
 
 from stages.artifacts import Artifacts
+from stages.beginning import begin
 from stages.denoise_stage import DenoiseStage
 from stages.metrics import DenoiseMetrics, slot
-from stages.orphan import end_with_server
 from stages.responses import answer
-from stages.settings import load_settings
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        end_with_server()
-        self.stage = DenoiseStage(Artifacts.open(args), load_settings(), DenoiseMetrics(pb_utils, slot(args)))
+        self.stage = DenoiseStage(Artifacts.open(args), begin(), DenoiseMetrics(pb_utils, slot(args)))
 
     def execute(self, requests):
-        return answer(pb_utils, requests, self.stage.handle)
+        return answer(pb_utils, requests, self.stage.handle, "denoise")

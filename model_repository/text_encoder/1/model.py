@@ -3,18 +3,16 @@
 import triton_python_backend_utils as pb_utils
 
 from stages.artifacts import Artifacts
+from stages.beginning import begin
 from stages.metrics import StageMetrics, slot
-from stages.orphan import end_with_server
 from stages.responses import answer
-from stages.settings import load_settings
 from stages.text_encoder_stage import TextEncoderStage
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        end_with_server()
         metrics = StageMetrics(pb_utils, "text_encoder", slot(args))
-        self.stage = TextEncoderStage(Artifacts.open(args), load_settings(), metrics)
+        self.stage = TextEncoderStage(Artifacts.open(args), begin(), metrics)
 
     def execute(self, requests):
-        return answer(pb_utils, requests, self.stage.handle)
+        return answer(pb_utils, requests, self.stage.handle, "text_encoder")

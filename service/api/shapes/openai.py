@@ -8,6 +8,8 @@ from starlette.concurrency import run_in_threadpool
 
 from contract import PARAMETERS
 from service.api import answers, body, requests
+from service.api.auth import Caller
+from service.api.gateway import Gateway
 from service.api.shapes.routing import JobId, TheCaller, TheGateway, errors, json_or_form
 from service.errors import InvalidRequest
 from service.media.sent import Upload
@@ -20,7 +22,10 @@ _REMIX = {
     "additionalProperties": False,
     "properties": {"prompt": {"type": "string", "minLength": 1, "description": "What the new video shows."}},
 }
-_CLIP = {"type": "object", "properties": {"prompt": {"type": "string"}, "video": {}}}
+_CLIP = {
+    "type": "object",
+    "properties": {"prompt": {"type": "string"}, "video": {"description": 'A file, or {"id": …} of a finished video.'}},
+}
 
 
 @router.post(
@@ -37,17 +42,35 @@ async def remix_video(request: Request, gateway: TheGateway, caller: TheCaller, 
     earlier = await run_in_threadpool(gateway.store.get, job_id, caller.name)
     settings = {p.name: earlier.request[p.name] for p in PARAMETERS if p.name in earlier.request and p.name != "prompt"}
     for name, file in earlier.request.get("media", {}).items():
-        settings[name] = upload = Upload.new()
-        request.scope["wan.files"].append(upload)
-        await run_in_threadpool(_fetch, gateway.files, file["key"], upload)
+        settings[name] = await _stored(request, gateway, file["key"])
     wanted = requests.parse(settings | {"model": earlier.model} | said)
     job, _ = await gateway.submit(wanted, caller, None, {"remixed_from": job_id})
     return await gateway.answer_for(job)
 
 
+async def _stored(request: Request, gateway: Gateway, key: str) -> Upload:
+    """A file of the store as if it had come with the request."""
+    upload = Upload.new()
+    request.scope["wan.files"].append(upload)
+    await run_in_threadpool(_fetch, gateway.files, key, upload)
+    return upload
+
+
 def _fetch(files: Storage, key: str, upload: Upload) -> None:
     for piece in files.read(key, 0, files.size(key)):
         upload.write(piece)
+
+
+async def _with_clip(request: Request, gateway: Gateway, caller: Caller, said: dict) -> dict:
+    """The body with the file of a finished video in the place of its id: `{"id": …}`, in a form `video[id]`."""
+    clip = said.get("video")
+    job_id = said.get("video[id]") if clip is None else clip.get("id") if isinstance(clip, dict) else None
+    if not isinstance(job_id, str):
+        return said
+    job = await run_in_threadpool(gateway.store.get, job_id, caller.name)
+    key, _ = job.video
+    rest = {name: value for name, value in said.items() if name != "video[id]"}
+    return rest | {"video": await _stored(request, gateway, key)}
 
 
 def _from_a_clip(continued: bool):
@@ -59,7 +82,8 @@ def _from_a_clip(continued: bool):
         if "video" not in card.takes or card.continues != continued:
             verb = "continues" if continued else "changes"
             raise InvalidRequest("video", "a clip", f"nothing: {card.variant}, the served checkpoint, {verb} no clips")
-        job, _ = await gateway.submit(requests.parse(said), caller, None)
+        wanted = requests.parse(await _with_clip(request, gateway, caller, said))
+        job, _ = await gateway.submit(wanted, caller, None)
         return await gateway.answer_for(job)
 
     return endpoint

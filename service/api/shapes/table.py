@@ -24,8 +24,8 @@ class Shape:
 SHAPES = (
     Shape(
         "OpenAI", "/v1/videos…", (videos.router, openai.router),
-        "`edits` and `extensions` are refused where the checkpoint does not change, or not continue, clips, `characters` always; a remix takes "
-        "the prompt only and keeps the seed; `seconds` and `size` are free; `status` may also be `cancelled`, and so may "
+        "`edits` and `extensions` take a file or the id of a finished video, and are refused where the checkpoint does not "
+        "change, or not continue, clips, `characters` always; a remix takes the prompt only and keeps the seed; `seconds` and `size` are free; `status` may also be `cancelled`, and so may "
         "the type of a webhook (`video.completed`, `video.failed`, `video.cancelled`). The service at OpenAI itself "
         "ended on 2026-09-24.",
         "its client `openai`",

@@ -7,6 +7,7 @@ import pytest
 
 from tests.service.fake_triton import FakeTriton
 from tests.service.running import gateway, settings_for, wait_for, worker
+from tests.service.slow_decoder import SlowDecoder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium installed (Debian: apt-get install chromium)")
@@ -175,6 +176,30 @@ def test_it_fits_a_phone_in_light_and_dark(page):
     assert colours[0] != colours[1]
     page.click("#theme")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == colours[0]
+
+
+def test_frames_play_while_later_ones_are_still_decoded(browser, tmp_path):
+    settings = settings_for(tmp_path)
+    triton = SlowDecoder(settings.runs)
+    with gateway(settings) as url, worker(settings, triton):
+        context = browser.new_context()
+        page = context.new_page()
+        problems = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+        page.set_default_timeout(30000)
+        page.goto(url)
+        page.wait_for_selector("body[data-ready=yes]")
+        start(page, "seen early", steps=3)
+        early = page.locator(".job video")
+        early.wait_for()
+        assert early.evaluate("video => video.videoWidth") == 64
+        assert early.get_attribute("aria-label") == "Frames so far of seen early"
+        triton.go_on.set()
+        page.locator(".video", has_text="seen early").wait_for()
+        assert page.locator(".job").count() == 0
+        assert problems == []
+        context.close()
 
 
 def test_a_server_with_keys_asks_for_one(browser, tmp_path):
