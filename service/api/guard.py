@@ -57,7 +57,7 @@ class Guard:
         scope["wan.text_limit"], scope["wan.files"] = self.gateway.settings.max_body_bytes, []
         send = _Answer(scope, counted(scope, send)).send
         try:
-            self._admit(scope, headers)
+            await self._admit(scope, headers)
             if self._may_carry_files(scope, headers):
                 await self._pass_files(scope, headers, receive, send)
             else:
@@ -92,12 +92,13 @@ class Guard:
         finally:
             self._uploads -= 1
 
-    def _admit(self, scope: Scope, headers: Headers) -> None:
+    async def _admit(self, scope: Scope, headers: Headers) -> None:
         path = scope["path"]
         if path in PUBLIC or path.startswith(PUBLIC_FOLDER):
             return
         address = scope["client"][0] if scope.get("client") else ""
-        scope.setdefault("state", {})["caller"] = self.gateway.keys.caller(headers.get("authorization"), address)
+        caller = await self.gateway.keys.caller(headers.get("authorization"), address)
+        scope.setdefault("state", {})["caller"] = caller
 
 
 def _request_id(sent: str | None) -> str:
