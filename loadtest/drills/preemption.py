@@ -75,7 +75,8 @@ class Rounds:
     def __init__(self, drill: Drill, store: JobStore, count: int, seed: int):
         self.drill, self.store, self.count = drill, store, count
         self._dice = random.Random(seed)
-        self.long_steps, self.references = drill.steps, {}
+        self.long_steps = drill.steps
+        self.references: dict[str, str] = {}  # kind of job -> digest of its frames
 
     def submit(self, name: str, steps: int, priority: str) -> str:
         body = REQUEST | {"steps": steps, "priority": priority}
@@ -98,9 +99,7 @@ class Rounds:
             last = 0
             for _ in range(min(PER_JOB, self.count - len(urgent))):
                 pause = self._dice.randint(2, max(2, self.long_steps // (PER_JOB + 2)))
-                job = self.until(
-                    job_id, lambda job, step=last + pause: job.done or (job.step >= step and job.worker is not None)
-                )
+                job = self.until(job_id, _reached(last + pause))
                 if job.done:
                     break
                 last = job.step
@@ -133,6 +132,10 @@ class Rounds:
                 verdict.charged += job.attempts != 1
         jobs = [self.store.get(job_id) for job_id in (*long, *short)]
         return max(job.completed_at or math.inf for job in jobs) - min(job.started_at or math.inf for job in jobs)
+
+
+def _reached(step: int) -> Callable[[Job], bool]:
+    return lambda job: job.done or (job.worker is not None and job.step >= step)
 
 
 def drill(repository: Path, count: int, steps: int, seed: int = 0) -> Verdict:
