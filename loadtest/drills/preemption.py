@@ -126,7 +126,7 @@ class Rounds:
         """Seconds from the first lease to the last video."""
         for kind, ids in (("long", long), ("short", short)):
             for job in map(self.store.get, ids):
-                frames = (job.info or {}).get("frames_sha256")
+                frames = str((job.info or {}).get("frames_sha256"))
                 verdict.lost += job.status != "completed"
                 verdict.wrong_frames += frames != self.references.setdefault(kind, frames)
                 verdict.charged += job.attempts != 1
