@@ -30,20 +30,20 @@ def test_jobs_counted_alone_pay_for_short_jobs_what_work_does_not(monkeypatch):
 
 
 def test_the_command_pairs_seeds_and_writes_table_numbers_and_picture(monkeypatch, tmp_path, capsys):
-    """Four seeds of a short trace; a rule's interval is Student's of its paired differences."""
+    """Three seeds of a short trace; a rule's interval is Student's of its paired differences."""
     mixes = {
-        "short": ("poisson", 150, 400.0, "a:0.5:14,b:0.5:200", {}),
-        "shift": ("shift", 150, 400.0, "a:0.5:14,b:0.5:200", {"every": 600.0}),
+        "short": ("poisson", 100, 400.0, "a:0.5:14,b:0.5:200", {}),
+        "shift": ("shift", 100, 400.0, "a:0.5:14,b:0.5:200", {"every": 600.0}),
     }
     monkeypatch.setattr(frontier, "MIXES", mixes)
     out, plot = tmp_path / "f.json", tmp_path / "f.svg"
-    assert frontier.handle(SimpleNamespace(seeds=4, out=out, plot=plot)) == 0
+    assert frontier.handle(SimpleNamespace(seeds=3, out=out, plot=plot)) == 0
     found = json.loads(out.read_text())["mixes"]["short"]
     kinds = frontier.rules(frontier.POLICY)
     assert {name: len(points) for name, points in found["curves"].items()} == {
         n: len(k.sweep) for n, k in kinds.items()
     }
-    kind, ours = kinds["jobs"], [run("short", OURS, kinds[OURS].target, seed) for seed in range(4)]
+    kind, ours = kinds["jobs"], [run("short", OURS, kinds[OURS].target, seed) for seed in range(3)]
     costs = [
         cost_at(wait, [run("short", "jobs", target, seed) for target in kind.sweep])
         for seed, (wait, _) in enumerate(ours)
@@ -52,7 +52,7 @@ def test_the_command_pairs_seeds_and_writes_table_numbers_and_picture(monkeypatc
         assert None in costs
     else:
         more = np.array(costs) / [cost for _, cost in ours] - 1
-        assert found["others"]["jobs"] == pytest.approx([more.mean(), T95[3] * more.std(ddof=1) / 2])
+        assert found["others"]["jobs"] == pytest.approx([more.mean(), T95[2] * more.std(ddof=1) / 3**0.5])
     assert plot.read_text().startswith("<?xml")
     assert "| shift |" in capsys.readouterr().out
 
