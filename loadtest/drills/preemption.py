@@ -143,7 +143,8 @@ def drill(repository: Path, count: int, steps: int, seed: int = 0) -> Verdict:
     if find_binaries() is None:
         raise LoadTestError("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
     verdict = Verdict()
-    more = {"WAN_SLOTS": "1", "WAN_MAX_PREEMPTIONS": str(PER_JOB)}
+    # heartbeats carry the step at which an urgent job shall come
+    more = {"WAN_SLOTS": "1", "WAN_MAX_PREEMPTIONS": str(PER_JOB), "WAN_HEARTBEAT_SECONDS": "0.1"}
     with under_fire(repository, steps, more=more) as running:
         assert running.postgres is not None
         store = JobStore(running.postgres.url(), connections=1)
