@@ -96,6 +96,37 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def one_target(result: dict) -> dict[str, tuple[float, float, float] | None]:
+    """What a rule waits with one target for all mixes, the one at which it costs what ours does.
+
+    Mean over the mixes of wait and cost, each as a multiple of ours, decides; returns (mean wait, longest wait, dearest mix). None
+    for a rule that costs more or less at all of its targets.
+    """
+    found: dict[str, tuple[float, float, float] | None] = {}
+    for name in next(iter(result.values()))["curves"]:
+        # [mixes, targets, (wait, cost)], in multiples of ours
+        curves = np.array([np.array(row["curves"][name]) / (row["wait_p95"], row["cost"]) for row in result.values()])
+        waits, costs = curves[..., 0], curves[..., 1]
+        order = np.argsort(costs.mean(axis=0))
+        mean = costs.mean(axis=0)[order]
+        if not mean[0] <= 1 <= mean[-1]:
+            found[name] = None
+            continue
+        at_one = [float(np.interp(1, mean, values[order]))
+                  for values in (waits.mean(axis=0), waits.max(axis=0), costs.max(axis=0))]  # fmt: skip
+        found[name] = at_one[0], at_one[1], at_one[2]
+    return found
+
+
+def table_of_one_target(result: dict) -> str:
+    """As Markdown, one line a rule."""
+    lines = ["| rule | wait, mean of the mixes | longest wait | dearest mix |", "|---|---|---|---|"]
+    for name, numbers in one_target(result).items():
+        cells = ["never at our cost"] * 3 if numbers is None else [f"{number:.2f}x" for number in numbers]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, choices=[k + 1 for k in T95], default=12)
     parser.add_argument("--out", type=Path, default=Path("build/frontier.json"))
@@ -112,4 +143,5 @@ def handle(options: argparse.Namespace) -> int:
     options.plot.parent.mkdir(parents=True, exist_ok=True)
     plots.frontiers(result, OURS, options.plot)
     print(table(result))
+    print(f"\nOne target for all mixes, at the cost of ours; multiples of ours:\n\n{table_of_one_target(result)}")
     return 0

@@ -62,6 +62,7 @@ def frontiers(mixes: dict[str, dict], ours: str, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.fonttype"] = "none"
     matplotlib.rcParams["svg.hashsalt"] = "frontier"  # the same numbers make the same file
     import matplotlib.pyplot as plt
 

@@ -57,6 +57,16 @@ def test_the_command_pairs_seeds_and_writes_table_numbers_and_picture(monkeypatc
     assert "| shift |" in capsys.readouterr().out
 
 
+def test_with_one_target_a_rule_waits_what_it_does_where_its_mean_cost_is_ours():
+    ours = {"wait_p95": 100.0, "cost": 2.0}
+    rule = {"a": [[50.0, 4.0], [200.0, 1.0]], "b": [[100.0, 3.0], [300.0, 2.0]]}  # per target: wait, cost
+    result = {mix: ours | {"curves": {"rule": points, "dear": [[1.0, 9.0]]}} for mix, points in rule.items()}
+    # means over the mixes: cost 1.75 and 0.75, wait 0.75 and 2.5; cost 1 is a quarter of the way
+    assert frontier.one_target(result)["rule"] == pytest.approx((2.0625, 2.5, 1.125))
+    assert frontier.one_target(result)["dear"] is None
+    assert "| dear | never" in frontier.table_of_one_target(result)
+
+
 def test_cold_starts_spread_around_what_they_are_said_to_take():
     trace = frontier.make_trace("poisson", 2, 60.0, frontier.parse_mix("a:1:10"), 0.0, 1)
     fleet = frontier.Fleet(
