@@ -62,7 +62,7 @@ def test_with_one_target_a_rule_waits_what_it_does_where_its_mean_cost_is_ours()
     rule = {"a": [[50.0, 4.0], [200.0, 1.0]], "b": [[100.0, 3.0], [300.0, 2.0]]}  # per target: wait, cost
     result = {mix: ours | {"curves": {"rule": points, "dear": [[1.0, 9.0]]}} for mix, points in rule.items()}
     # means over the mixes: cost 1.75 and 0.75, wait 0.75 and 2.5; cost 1 is a quarter of the way
-    assert frontier.one_target(result)["rule"] == pytest.approx((2.0625, 2.5, 1.125))
+    assert frontier.one_target(result)["rule"] == pytest.approx((2.0625, 2.5, 1.25))
     assert frontier.one_target(result)["dear"] is None
     assert "| dear | never" in frontier.table_of_one_target(result)
 
