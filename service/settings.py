@@ -90,7 +90,9 @@ class Settings(BaseSettings):
     secrets_dir: Path | None = None  # a folder with a file WAN_<FIELD> for each setting that no environment should show
     api_keys: str = ""  # "name:sha256,name:sha256"
     api_keys_file: Path | None = None  # JSON list, see service/apikeys.py
-    requests_per_minute: int = Field(0, ge=0)  # per key; 0: no limit
+    requests_per_minute: int = Field(0, ge=0)  # per key, at all gateways together; 0: no limit
+    gpu_seconds_per_day: float = Field(0, ge=0)  # budget of a key that has none of its own; 0: no limit
+    key_metrics: bool = False  # whether /metrics, which needs no key, tells what each key used
     wrong_keys_per_minute: int = Field(20, ge=1)  # from one client address, see service/api/guessing.py
     max_streams: int = Field(2000, ge=1)  # event streams of one gateway; a key may hold half of them
     webhook_secret: str = ""

@@ -22,7 +22,7 @@ from service.api.shapes import notices
 from service.errors import InvalidRequest, ServiceError, StorageError, Unavailable
 from service.logs import prompt_fields
 from service.media.files import Kept
-from service.metrics import measured_metrics, store_metrics
+from service.metrics import measured_metrics, store_metrics, used_metrics
 from service.settings import Settings
 from service.storage import Storage, input_key
 from service.store import Job, JobStore, NewJob, Priority
@@ -41,7 +41,7 @@ class Gateway:
 
     def __init__(self, settings: Settings):
         self.settings, self.catalogue = settings, Catalogue(settings)
-        self.keys = Keys(settings)
+        self.keys = Keys(settings, lambda: self.store)
         self.intake = Intake(settings, self.catalogue)
         self.files = Storage(settings.storage, settings.storage_endpoint_url)
         self._store: JobStore | None = None
@@ -116,7 +116,7 @@ class Gateway:
             shown = next(((file.width, file.height) for file in kept.values()), None)
             values = request.resolve(served.card, shown) | (about or {})
             new = self._priced(request, served, values, caller, Priority[priority], idempotency_key)
-            job, made = await run_in_threadpool(self._submit, new, kept, request.reuse_finished, caller.max_queued)
+            job, made = await run_in_threadpool(self._submit, new, kept, request.reuse_finished, caller)
         traces.note({"wan.job": job.id})
         extra = {"job": job.id, "owner": caller.name, "gpu_seconds": round(job.cost, 2), "repeated": not made}
         logger.info("submitted", extra=extra | prompt_fields(values["prompt"], self.settings.log_prompts))
@@ -151,7 +151,7 @@ class Gateway:
             traceparent=traces.traceparent(),
         )
 
-    def _submit(self, new: NewJob, kept: dict[str, Kept], reuse: bool, max_queued: int | None) -> tuple[Job, bool]:
+    def _submit(self, new: NewJob, kept: dict[str, Kept], reuse: bool, caller: Caller) -> tuple[Job, bool]:
         """Store the files, then the job. Files of a job that is not made go at once, or when their reservation runs out."""
         media = {name: {"key": input_key(new.id, file.path.name), "sha256": file.sha256, "type": file.type}
                  for name, file in kept.items()}  # fmt: skip
@@ -159,12 +159,12 @@ class Gateway:
         if reuse and (earlier := self.store.finished_like(new.owner, new.model, new.request)) is not None:
             return earlier, False
         if not kept:
-            return self.store.submit(new, max_queued)
+            return self.store.submit(new, caller.max_queued, caller.gpu_seconds_per_day)
         self.store.reserve(new)
         try:
             for name, file in kept.items():
                 self.files.put(file.path, media[name]["key"])
-            job, made = self.store.submit(new, max_queued)
+            job, made = self.store.submit(new, caller.max_queued, caller.gpu_seconds_per_day)
         except Unavailable:  # the job may have been stored all the same
             raise
         except ServiceError:
@@ -311,6 +311,8 @@ class Gateway:
     async def metrics(self) -> str:
         try:
             text = store_metrics(await run_in_threadpool(self._stats))
+            if self.settings.key_metrics:
+                text += used_metrics(await run_in_threadpool(self.store.used_today))
         except ServiceError as error:
             logger.warning("no metrics of the store", extra={"reason": str(error)})
             text = ""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 
-from service.api import videos
+from service.api import accounts, videos
 from service.api.shapes import lightx2v, openai, openrouter, tensorrt_llm
 
 BY_DOCUMENTATION = "requests written after its documentation"
@@ -62,7 +62,7 @@ SHAPES = (
         "its client `openrouter`",
     ),
 )  # fmt: skip
-ROUTERS = tuple(router for shape in SHAPES for router in shape.routers)
+ROUTERS = (accounts.router, *(router for shape in SHAPES for router in shape.routers))
 
 
 def markdown() -> str:
