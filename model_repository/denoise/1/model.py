@@ -17,3 +17,6 @@ class TritonPythonModel:
 
     def execute(self, requests):
         return answer(pb_utils, requests, self.stage.handle)
+
+    def finalize(self):
+        self.stage.close()
