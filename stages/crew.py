@@ -21,6 +21,7 @@ from typing import cast
 
 import torch
 
+from contract.parallel import Degrees
 from stages.artifacts import Artifacts
 from stages.runtimes import device_of, open_denoiser
 from stages.settings import StageSettings, threads
@@ -28,7 +29,7 @@ from wan.denoise import Denoiser
 from wan.dit import WanDiT
 from wan.errors import InvalidRequest, RankLost
 from wan.evaluator import Evaluator, Span
-from wan.parallel.share import Degrees, Share
+from wan.parallel.share import Share
 from wan.parallel.team import Leader, Team, meeting_place
 
 POLL_SECONDS = 0.1
@@ -131,7 +132,7 @@ class Crew:
         """`denoiser`, its steps evaluated by all ranks; raises RankLost if one does not come up."""
         dits = [expert.dit for expert in denoiser.experts]
         for dit in dits:
-            self._share.degrees.check(dit.config)
+            self._share.degrees.check(dit.config.num_heads)
             dit.engine["parallel"] = str(self._share.degrees)
         self._dits = dits
         self.ready()

@@ -35,6 +35,7 @@ class Exchange:
         """Every rank for itself again."""
         for layer in self._layers:
             layer.attend = self.attend
+        _CURRENT.clear()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, S / ranks, H, D] -> [B, S / ranks, H * D]
         batch, length, heads, width = q.shape

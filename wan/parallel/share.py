@@ -1,55 +1,19 @@
-"""How a video is divided among ranks, and the part of each."""
+"""The part of a video that each rank computes."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from wan.config import DiTConfig
-from wan.errors import InvalidRequest
-
-_FORM = "cfg2, ulyssesN or cfg2xulyssesN, N dividing the heads"
-
-
-@dataclass(frozen=True)
-class Degrees:
-    """Into how many parts guidance (1 or 2) and the sequence are divided; one rank for each combination."""
-
-    cfg: int = 1
-    ulysses: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Degrees":
-        """`cfg2xulysses4` and its parts; raises InvalidRequest."""
-        found = re.fullmatch(r"(cfg2)?x?(?:ulysses([1-9]\d*))?", text)
-        if not text or found is None or text != str(degrees := cls(2 if found[1] else 1, int(found[2] or 1))):
-            raise InvalidRequest("parallel", text, _FORM)
-        return degrees
-
-    def __str__(self) -> str:
-        parts = ["cfg2"] * (self.cfg > 1) + [f"ulysses{self.ulysses}"] * (self.ulysses > 1)
-        return "x".join(parts)
-
-    @property
-    def ranks(self) -> int:
-        return self.cfg * self.ulysses
-
-    def check(self, config: DiTConfig) -> None:
-        """Raises InvalidRequest where the heads cannot be divided."""
-        if config.num_heads % self.ulysses:
-            fits = ", ".join(str(n) for n in range(1, config.num_heads + 1) if config.num_heads % n == 0)
-            raise InvalidRequest(
-                "parallel", str(self), f"ulyssesN with N of {fits}, as the DiT has {config.num_heads} heads"
-            )
+from contract.parallel import ONE_RANK, Degrees
 
 
 @dataclass(frozen=True)
 class Share:
     """What rank `rank` computes. Ranks of a branch follow each other; rank 0 has the first tokens of the conditional one."""
 
-    degrees: Degrees = Degrees()
+    degrees: Degrees = ONE_RANK
     rank: int = 0
 
     @property

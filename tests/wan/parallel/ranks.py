@@ -10,12 +10,13 @@ from dataclasses import replace
 import torch
 
 from contract import Defaults, Geometry, ModelCard
+from contract.parallel import Degrees
 from contract.parameters import LOSSLESS
 from wan.config import DiTConfig
 from wan.denoise import Conditioning, Denoiser, Expert, Resume
 from wan.dit import WanDiT
 from wan.loading import load_dit
-from wan.parallel.share import Degrees, Share
+from wan.parallel.share import Share
 from wan.parallel.team import Leader, Team, follow, meeting_place
 
 FORK = multiprocessing.get_context("fork")
@@ -73,7 +74,7 @@ def run(degrees: Degrees, build, lead) -> None:
         torch.set_num_threads(1)
         denoiser = build()
         dits = [expert.dit for expert in denoiser.experts]
-        degrees.check(dits[0].config)
+        degrees.check(dits[0].config.num_heads)
         if number:
             for ours, _ in pipes:
                 ours.close()

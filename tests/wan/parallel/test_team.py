@@ -7,10 +7,9 @@ import sys
 import pytest
 import torch
 
+from contract.parallel import Degrees
 from tests.conftest import PROJECT_ROOT
-from wan.config import DiTConfig
-from wan.errors import InvalidRequest
-from wan.parallel.share import Degrees, Share
+from wan.parallel.share import Share
 
 
 @pytest.fixture(scope="module")
@@ -36,24 +35,6 @@ def test_a_run_is_repeated_bit_by_bit_and_goes_on_with_another_number_of_ranks(c
 def test_what_ranks_skip_and_leave_idle_is_decided_once(compared):
     assert compared["two experts, cached"]["skipped"] > 0
     assert set(compared["12 heads, guided at first"]["branches"]) == {1, 2}
-
-
-@pytest.mark.parametrize("text", ["cfg2", "ulysses4", "cfg2xulysses4", "ulysses12"])
-def test_degrees_are_written_as_they_are_read(text):
-    assert str(Degrees.parse(text)) == text
-
-
-@pytest.mark.parametrize("text", ["", "cfg3", "ulysses", "ulysses1", "ulysses0", "cfg2ulysses2", "xulysses2", "cfg2x"])
-def test_degrees_that_mean_nothing_are_refused(text):
-    with pytest.raises(InvalidRequest, match="parallel is .*; allowed: cfg2"):
-        Degrees.parse(text)
-
-
-def test_a_number_of_ranks_that_does_not_divide_the_heads_is_refused():
-    config = DiTConfig(dim=1536, ffn_dim=64, num_heads=12, num_layers=1)
-    Degrees.parse("cfg2xulysses4").check(config)
-    with pytest.raises(InvalidRequest, match="ulysses8.*1, 2, 3, 4, 6, 12"):
-        Degrees.parse("ulysses8").check(config)
 
 
 def test_every_token_is_in_one_share():
