@@ -11,7 +11,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from contract import traces
 from contract.card import ModelCard
 from contract.cost import CostModel
-from contract.errors import InvalidCard
+from contract.errors import InvalidCard, InvalidRequest
+from contract.parallel import ONE_RANK, Degrees
 from service.errors import SettingsError, shown
 
 DEFAULT_COSTS = Path(__file__).with_name("cost.json")  # of models/tiny on two cores
@@ -39,6 +40,7 @@ class Settings(BaseSettings):
     model_name: str = Field("wan", pattern=r"^[A-Za-z0-9._/-]{1,64}$")
     model_card: Path = Path("models/tiny/wan.json")
     cost_file: Path | None = None  # what a request costs here, from python -m wan.cost CHECKPOINT --out FILE
+    parallel: str = ""  # as in --placement denoise=GPUS:cfg2xulysses4, where the cost file was measured on one device
 
     # admission
     max_queued: int = Field(1000, ge=1)
@@ -132,7 +134,9 @@ class Settings(BaseSettings):
         """What a request costs on the machines that serve."""
         path = self.cost_file or DEFAULT_COSTS
         try:
-            return CostModel.load(path)
+            return CostModel.load(path, Degrees.parse(self.parallel) if self.parallel else ONE_RANK)
+        except InvalidRequest as error:
+            raise SettingsError(f"WAN_PARALLEL is {self.parallel!r}; allowed: {error.allowed}") from None
         except InvalidCard as error:
             raise SettingsError(f"WAN_COST_FILE is {str(path)!r}: {error}") from None
 

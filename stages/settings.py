@@ -54,6 +54,12 @@ class StageSettings(BaseSettings):
         (),
         description="WIDTHxHEIGHTxFRAMES, comma-separated: run before the stage is ready; without it: the default size and those of the plans",
     )
+    parallel: str = Field(
+        "",
+        pattern=r"^((cfg2)?(x?ulysses\d+)?)$",
+        description="cfg2, ulyssesN or cfg2xulyssesN: ranks of one video on a CPU; on GPUs --placement of the export says it",
+    )
+    rank_seconds: float = Field(600.0, gt=0, description="longest step on several ranks; after it one is taken to hang")
     denoise_threads: int = Field(0, ge=0, le=1024, description="threads of the DiT on a CPU")
     encoder_threads: int = Field(0, ge=0, le=1024, description="threads of the text encoder on a CPU")
     decoder_threads: int = Field(0, ge=0, le=1024, description="threads of the VAE decoder on a CPU")
