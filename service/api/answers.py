@@ -78,7 +78,7 @@ class VideoAnswer(BaseModel):
 
 
 # with every parameter, which a job of an older version may not name
-_SHOWN: dict[str, Any] = {p.name: (p.rule.python | None, None) for p in SHOWN}
+_SHOWN: dict[str, Any] = {p.name: (p.rule.json | None, None) for p in SHOWN}
 Video = create_model("Video", __base__=VideoAnswer, **_SHOWN)
 
 
