@@ -3,13 +3,17 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
 import torch
 
+from contract.adapter_store import AdapterStore, Entry
 from contract.errors import InvalidRequest
+from contract.lora_keys import unfolded
 from contract.parameters import LOSSLESS, GenerationRequest
+from stages.adapters import LoadedAdapters
 from stages.artifacts import Artifacts
 from stages.device import leave_room, name, on_device
 from stages.inputs import array, find, flag, json_object, scalar
@@ -45,6 +49,10 @@ class DenoiseStage:
             instances = artifacts.manifest["instances"]["denoise"]
             torch.set_num_threads(settings.denoise_threads or max(threads(0) // instances, 1))
         self._denoiser = open_denoiser(artifacts, settings)
+        self._adapters = LoadedAdapters(
+            AdapterStore(settings.lora_dir, settings.storage_endpoint_url), unfolded(self._card.weights),
+            len(self._denoiser.experts), settings.lora_cache_bytes,
+        )  # fmt: skip
         # On a GPU the weights also depend on precision and LoRAs. Only the same arithmetic gives the same bits.
         weights = artifacts.manifest.get("model") or artifacts.manifest["source"]["sha256"]
         self._model = json.dumps({"weights": weights} | self._denoiser.engine, sort_keys=True)
@@ -76,11 +84,13 @@ class DenoiseStage:
         schedule = self._denoiser.schedule(generation, of_clip=conditioning.start is not None)
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
         preview = self._preview if flag(request, "preview") else None
+        entries = self._adapters.named(generation.lora)
+        fingerprint = generation.fingerprint(self._model, media, {entry.name: entry.digest for entry in entries})
         run = StepHook(
-            generation, self._denoiser.plan(generation, schedule), generation.fingerprint(self._model, media),
+            generation, self._denoiser.plan(generation, schedule), fingerprint,
             directory and directory.open(), self._intervals, self._metrics, preview, gone=request.is_cancelled,
         )  # fmt: skip
-        latents, info = self._run(run, generation, conditioning)
+        latents, info = self._run(run, generation, conditioning, entries)
         if run.refused:
             info["checkpoint_refused"] = run.refused
         if (encoding := _encoding_seconds(request, tokenized_at)) is not None:
@@ -106,12 +116,15 @@ class DenoiseStage:
         return Conditioning(*texts, channels=channels, image_tokens=tokens)
 
     def _run(
-        self, run: StepHook, generation: GenerationRequest, conditioning: Conditioning
+        self, run: StepHook, generation: GenerationRequest, conditioning: Conditioning, entries: Sequence[Entry]
     ) -> tuple[torch.Tensor, dict]:
         began, success = time.monotonic(), False
         try:
             run.begin()
-            latents, steps = self._denoiser.run(conditioning, generation, on_step=run, resume=run.resume_point())
+            adapters = self._adapters.load(entries)
+            latents, steps = self._denoiser.run(
+                conditioning, generation, on_step=run, resume=run.resume_point(), adapters=adapters
+            )
             success = True
         finally:
             seconds = time.monotonic() - began

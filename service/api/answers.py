@@ -128,6 +128,7 @@ class Model(BaseModel):
     defaults: dict
     limits: dict
     media: dict  # pictures and clips that a request may carry
+    loras: list[str]  # adapters that it may name
 
 
 class ModelList(BaseModel):
