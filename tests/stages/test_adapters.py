@@ -76,7 +76,10 @@ def ask(stage: DenoiseStage, lora: str = "", request_id: str = "", seed: int = 1
 def test_twenty_requests_with_adapters_at_random_are_each_what_they_are_alone(served, stage):
     chance = random.Random(0)
     asked = [
-        (",".join(f"{name}:{chance.choice((-0.5, 0.7, 1))}" for name in chance.sample(NAMES, chance.randint(0, 3))), seed)
+        (
+            ",".join(f"{name}:{chance.choice((-0.5, 0.7, 1))}" for name in chance.sample(NAMES, chance.randint(0, 3))),
+            seed,
+        )
         for seed in range(20)
     ]
     together = [ask(served, lora, seed=seed)[0] for lora, seed in asked]
@@ -127,7 +130,9 @@ def test_another_file_under_the_name_does_not_continue_a_job(served, store):
 
 
 def test_an_adapter_that_is_not_registered_or_has_changed_is_refused_by_name(served, store, artifacts):
-    with pytest.raises(InvalidRequest, match="LORA is 'nope'; allowed: registered adapters of the model: chalk, ink, wool"):
+    with pytest.raises(
+        InvalidRequest, match="LORA is 'nope'; allowed: registered adapters of the model: chalk, ink, wool"
+    ):
         ask(served, "nope")
     kept = LoadedAdapters(store, unfolded(artifacts.card.weights), 1, 1 << 30)
     damaged = replace(store.get("ink").files[0], sha256="0" * 64)
