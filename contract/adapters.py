@@ -54,12 +54,13 @@ def _one(entry: Any) -> Adapter:
     if isinstance(entry, Adapter):
         entry = {"name": entry.name, "strength": entry.strength}
     if isinstance(entry, str):
-        name, separator, strength = entry.strip().partition(":")
-        entry = {"name": name} | ({"strength": float(strength)} if separator else {})
+        called, separator, number = entry.strip().partition(":")
+        entry = {"name": called} | ({"strength": float(number)} if separator else {})
     if not isinstance(entry, dict) or set(entry) - {"name", *STRENGTHS} or set(STRENGTHS) <= set(entry):
         raise ValueError
     name, strength = entry.get("name"), next((entry[word] for word in STRENGTHS if word in entry), 1.0)
-    number = isinstance(strength, int | float) and not isinstance(strength, bool) and math.isfinite(strength)
-    if not isinstance(name, str) or not NAME.fullmatch(name) or not number or abs(strength) > STRONGEST:
+    if isinstance(strength, bool) or not math.isfinite(strength) or abs(strength) > STRONGEST:
+        raise ValueError
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ValueError
     return Adapter(name, float(strength))

@@ -61,7 +61,7 @@ def folded(shapes: Shapes) -> dict[str, list[int]]:
 
 def unfolded(table: Mapping[str, list[int]]) -> dict[str, tuple[int, ...]]:
     """The shapes of a table that `folded` made."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, (first, *rest) in table.items():
         if "*" in name:
             shapes |= {name.replace("*", str(block)): tuple(rest) for block in range(first)}

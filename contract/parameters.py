@@ -193,7 +193,8 @@ class GenerationRequest(_Sampling):
         for name in sorted(unused):
             if values.get(name) is not None:
                 raise InvalidRequest(name, values[name], "nothing, as the served model does not use it")
-        values = {"seed": secrets.randbelow(2**31), "lora": ()} | values
+        values.setdefault("seed", secrets.randbelow(2**31))
+        values.setdefault("lora", ())
         if "prompt" not in values:
             raise InvalidRequest("prompt", None, f"{BY_NAME['prompt'].rule.words()}; it is required")
         for name in (name for name in names if name not in unused):

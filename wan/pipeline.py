@@ -157,8 +157,9 @@ class Pipeline:
         adapters: Mapping[str, Sequence[Lora | None]] = NO_ADAPTERS,
     ) -> tuple[Tensor, DenoiseInfo]:
         """See `Denoiser.run`."""
-        given = {"latents": latents, "on_step": on_step, "resume": resume, "adapters": adapters}
-        return self.denoiser.run(conditioning, request, **given)
+        return self.denoiser.run(
+            conditioning, request, latents=latents, on_step=on_step, resume=resume, adapters=adapters
+        )
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> np.ndarray:

@@ -5,13 +5,16 @@ import copy
 import pytest
 import torch
 
+from contract import Defaults, ModelCard
 from contract.lora_keys import LoraError
 from tests.wan.adapter_files import FAMILIES, differences, pairs
 from tests.wan.reference import relative_error
 from wan import adapted, fp8
 from wan.checkpoint import weight_shapes
 from wan.config import DiTConfig
+from wan.denoise import GUIDANCE, Conditioning, Denoiser, Expert, Resume
 from wan.dit import WanDiT
+from wan.errors import InvalidRequest
 from wan.lora import Lora
 from wan.optimize import Options, block_linears, cast, optimized
 
@@ -20,9 +23,9 @@ WEIGHTS = weight_shapes(CONFIG)
 CLOSE = 1e-4
 
 
-def _random_dit(config: DiTConfig = CONFIG) -> WanDiT:
-    torch.manual_seed(0)
-    dit = WanDiT(config).eval().requires_grad_(False)
+def _random_dit(seed: int = 0) -> WanDiT:
+    torch.manual_seed(seed)
+    dit = WanDiT(CONFIG).eval().requires_grad_(False)
     for parameter in dit.parameters():
         parameter += 0.05 * torch.randn(parameter.shape)
     return dit
@@ -162,6 +165,49 @@ def test_a_file_for_both_experts_gives_each_its_own_keys():
         found = lora(first | second, expert=expert, experts=2).pair("blocks.0.ffn.2")
         wanted = next(tensor for key, tensor in own.items() if "blocks.0.ffn.net.2.lora_A" in key)
         assert torch.equal(found[0], wanted)
+
+
+CARD = ModelCard("t2v-a14b", defaults=Defaults(width=64, height=64, num_frames=5, steps=6, flow_shift=5.0,
+                 guidance_scale=4.0, guidance_scale_2=3.0, negative_prompt=""))  # fmt: skip
+
+
+def two_experts(first: WanDiT, second: WanDiT) -> Denoiser:
+    return Denoiser((Expert(first, {}, 875.0), Expert(second, {}, 0.0, GUIDANCE[1])), CARD.geometry)
+
+
+def test_each_expert_has_its_own_file_or_none(dit, inputs):
+    other = _random_dit(seed=5)
+    high, low = (lora(FAMILIES["bare"](pairs(WEIGHTS, seed=seed, size=0.3))) for seed in (1, 2))
+    given = Conditioning(inputs[2][0], inputs[2][1])
+    pair = two_experts(*(optimized(copy.deepcopy(each)) for each in (dit, other)))
+    plain = pair.run(given, CARD.request(prompt="x", seed=1))[0]
+    for files in ((high, low), (high, None), (None, low)):
+        request = CARD.request(prompt="x", seed=1, lora="style:0.5")
+        found, info = pair.run(given, request, adapters={"style": files})
+        assert {step.expert for step in info.plan} == {0, 1}
+        sides = [merged(base, [(file, 0.5)]) if file else base for base, file in zip((dit, other), files, strict=True)]
+        expected = two_experts(*sides).run(given, CARD.request(prompt="x", seed=1))[0]
+        assert relative_error(found, expected) < 10 * CLOSE
+        assert relative_error(found, plain) > 100 * CLOSE
+    assert torch.equal(pair.run(given, CARD.request(prompt="x", seed=1))[0], plain)
+
+
+def test_a_run_with_adapters_continues_at_every_step_to_the_bit(dit, inputs):
+    files = {"style": [lora(FAMILIES["bare"](pairs(WEIGHTS, seed=s, size=0.3)) | differences(WEIGHTS)) for s in (1, 2)]}
+    pair, given, states = two_experts(dit, _random_dit(seed=5)), Conditioning(inputs[2][0], inputs[2][1]), []
+    request = CARD.request(prompt="x", seed=1, lora="style")
+    whole, info = pair.run(given, request, adapters=files, on_step=states.append)
+    switch = [step.expert for step in info.plan].index(1)
+    for done in (switch - 1, switch, switch + 1):
+        resume = Resume(done, states[done - 1].state)
+        assert torch.equal(pair.run(given, request, adapters=files, resume=resume)[0], whole)
+
+
+def test_an_adapter_that_nobody_loaded_is_not_left_out_silently(dit, inputs):
+    denoiser = Denoiser((Expert(dit),), CARD.geometry)
+    request = ModelCard(defaults=Defaults(width=64, height=64, num_frames=5, steps=2)).request(prompt="x", lora="style")
+    with pytest.raises(InvalidRequest, match="lora is 'style'; allowed: adapters that were loaded: none"):
+        denoiser.run(Conditioning(inputs[2][0]), request)
 
 
 @pytest.mark.parametrize(("rank", "size"), [(1, 16), (16, 16), (17, 32), (300, 512), (513, 1024)])
