@@ -3,14 +3,15 @@
     seconds = overhead + sum over the steps of step(branches) + decoding + encoding
     encoding = encoding_share * decoding, with a picture or clip
     decoding = per_latent_frame * T' + T * (per_pixel * H * W + per_pixel_squared * (H * W)^2)
-    computed step = per_step + branches * (per_token * S + per_token_squared * S^2)
+    computed step = per_step + branches * (per_token * (1 + rank_share * R) * S + per_token_squared * S^2)
     skipped step  = per_skipped_step + branches * per_skipped_token * S
 
 Where the branches are computed at the same time (`cfg` is 2), both count for one.
 
-S is the length of the DiT's sequence, T' the number of latent frames of T frames; the squares stand for attention; branches
-is 2 while guidance is on. `python -m wan.cost CHECKPOINT --out FILE` fits the coefficients to measured steps and writes
-them with the plans of the caches, so that a request is priced by the steps that will be computed, without the model.
+R is the rank of the request's adapters together, S the length of the DiT's sequence, T' the number of latent frames of T
+frames; the squares stand for attention; branches is 2 while guidance is on. `python -m wan.cost CHECKPOINT --out FILE` fits
+the coefficients to measured steps and writes them with the plans of the caches, so that a request is priced by the steps
+that will be computed, without the model.
 """
 
 import json
@@ -45,18 +46,20 @@ class CostModel:
     per_skipped_step: float = 0.0
     per_skipped_token: float = 0.0
     encoding_share: float = 0.6  # the encoder has about so much of the decoder's work; CLIP's is next to nothing
+    rank_share: float = 0.0012  # of a token's cost, for each rank: twice the share of the operations at a width of 1536
     skipped_per_threshold: float = 1.5  # where plans knows nothing of the cache
     cfg: int = 1  # guidance branches that are computed at the same time, on several devices
     first_expert: float = 0.5  # share of the steps, where `switches` knows nothing
     switches: dict[int, int] = field(default_factory=dict)  # steps -> those of the first of two experts
     plans: Plans = field(default_factory=dict)
 
-    def step(self, tokens: int, branches: int, computed: bool) -> float:
-        """Seconds of one step."""
+    def step(self, tokens: int, branches: int, computed: bool, rank: int = 0) -> float:
+        """Seconds of one step with adapters of so much rank together."""
         branches = -(-branches // self.cfg)
         if not computed:
             return self.per_skipped_step + branches * self.per_skipped_token * tokens
-        return self.per_step + branches * (self.per_token * tokens + self.per_token_squared * tokens**2)
+        per_token = self.per_token * (1 + self.rank_share * rank)
+        return self.per_step + branches * (per_token * tokens + self.per_token_squared * tokens**2)
 
     def on(self, degrees: Degrees) -> "CostModel":
         """What was measured on one device, as predicted for several; the fixed part of a step stays."""
@@ -70,14 +73,19 @@ class CostModel:
         pixels = frames * (self.per_pixel * area + self.per_pixel_squared * area**2)
         return self.per_latent_frame * geometry.latent_frames(frames) + pixels
 
-    def seconds(self, size: Size, steps: Iterable[tuple[bool, int]], geometry: Geometry) -> float:
+    def seconds(self, size: Size, steps: Iterable[tuple[bool, int]], geometry: Geometry, rank: int = 0) -> float:
         """Seconds of a request of `size` whose steps are given as (computed, branches)."""
         tokens = geometry.tokens(*size)
-        denoising = sum(self.step(tokens, branches, computed) for computed, branches in steps)
+        denoising = sum(self.step(tokens, branches, computed, rank) for computed, branches in steps)
         return self.overhead + denoising + self.decoding(*size, geometry)
 
     def predict(
-        self, request: Mapping, geometry: Geometry, media: Collection[str] = (), continues: bool = False
+        self,
+        request: Mapping,
+        geometry: Geometry,
+        media: Collection[str] = (),
+        continues: bool = False,
+        rank: int = 0,
     ) -> float:
         """Seconds of a complete request, of which only the priced parameters are read, with the `media` it carries.
 
@@ -99,7 +107,7 @@ class CostModel:
         ]
         size = width, height, frames
         encoding = self.encoding_share * self.decoding(*size, geometry) if media else 0.0
-        return self.seconds(size, plan, geometry) + encoding
+        return self.seconds(size, plan, geometry, rank) + encoding
 
     def first_steps(self, steps: int) -> int:
         """How many steps the first of two experts takes, after the nearest number of steps that is known."""

@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     )
     storage_url: str = ""  # default: a directory in state_dir; s3://bucket/prefix in a cluster
     storage_endpoint_url: str = ""  # S3-compatible servers other than AWS
+    lora_dir: str = (
+        ""  # directory or s3://bucket/prefix of the adapters that requests may name; Triton's stages read it too
+    )
     run_dir: Path | None = None  # shared with Triton's denoise stage
     triton_url: str = "127.0.0.1:8001"
     metrics_dir: Path | None = None  # worker and gateway of one machine: the gateway's /metrics shows the worker's too

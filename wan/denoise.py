@@ -7,7 +7,8 @@ active; the solver's state runs through all of them.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -17,15 +18,17 @@ from torch import Tensor
 
 from contract.geometry import Geometry
 from contract.parameters import GenerationRequest, guided_steps, may_skip, steps_of_clip
-from wan import samplers
+from wan import adapted, samplers
 from wan.dit import WanDiT
 from wan.errors import InvalidRequest
 from wan.evaluator import Conditioning, Evaluator, Span, Step, batch_branches
+from wan.lora import Lora
 from wan.samplers import SamplerState, Schedule
 from wan.teacache import StepCache
 
 CLIP_TOKENS = 257  # of one picture, where only the number of them matters
 GUIDANCE = ("guidance_scale", "guidance_scale_2")  # the parameter that holds each expert's guidance scale
+NO_ADAPTERS: Mapping[str, Sequence[Lora | None]] = {}
 
 
 @dataclass(frozen=True)
@@ -178,13 +181,16 @@ class Denoiser:
         latents: Tensor | None = None,
         on_step: Callable[[Progress], None] | None = None,
         resume: Resume | None = None,
+        adapters: Mapping[str, Sequence[Lora | None]] = NO_ADAPTERS,
     ) -> tuple[Tensor, DenoiseInfo]:
         """Run the sampler from noise to latents [C, T', h, w], float32.
 
         `schedule` is by default that of the request; one that was cut short starts from `latents` at its first noise
-        level. `latents` replaces the noise of the seed. An exception from `on_step` (wan.Cancelled) ends the loop. Raises
-        InvalidRequest for latents, or a resume point, that do not fit the request.
+        level. `latents` replaces the noise of the seed. An exception from `on_step` (wan.Cancelled) ends the loop. `adapters`
+        has those that the request names, one for each expert. Raises InvalidRequest for latents, or a resume point, that do
+        not fit the request, and for an adapter that is not there.
         """
+        beside = self._beside(request, adapters)
         schedule = schedule or self.schedule(request, of_clip=conditioning.start is not None)
         plan = self.plan(request, schedule)
         if conditioning.start is not None and resume is None:
@@ -192,30 +198,50 @@ class Denoiser:
         state, start = self._start(request, schedule, latents, resume, plan)
         sampler = samplers.solver(request.sampler, request.seed)
         info = DenoiseInfo(plan, self.engine, start if resume else None)
-        active: int | None = None
         evaluator: Evaluator | None = None
 
-        for i in range(start, len(plan)):
-            began, step, x = time.perf_counter(), plan[i], state.latents
-            if evaluator is None or step.expert != active:
-                active, evaluator = step.expert, None  # the memory of the one before is free first
-                evaluator = self._evaluator(plan, active, schedule, conditioning, request, x.shape)
-            velocity = evaluator.velocity(x, i, step)
-            state = sampler(state, velocity, schedule.sigmas, i)
-            if x.is_cuda:  # else the loop runs ahead of the GPU: no honest time, no cancel within a step
-                torch.cuda.synchronize(x.device)
-            info.count(step, time.perf_counter() - began)
-            if on_step is not None:
-                done = i + 1
-                resumable = done < len(plan) and plan[done].computed
-                x0, seconds = x - schedule.sigmas[i] * velocity, info.step_seconds[-1]
-                on_step(Progress(done, len(plan), info.steps_skipped, step.computed, seconds, resumable, state, x0))
+        with ExitStack() as active:
+            for i in range(start, len(plan)):
+                began, step, x = time.perf_counter(), plan[i], state.latents
+                if evaluator is None or step.expert != plan[i - 1].expert:
+                    evaluator = None
+                    active.close()  # the memory of the one before is free first
+                    evaluator = active.enter_context(
+                        self._evaluator(plan, step.expert, schedule, conditioning, request, x.shape, beside)
+                    )
+                velocity = evaluator.velocity(x, i, step)
+                state = sampler(state, velocity, schedule.sigmas, i)
+                if x.is_cuda:  # else the loop runs ahead of the GPU: no honest time, no cancel within a step
+                    torch.cuda.synchronize(x.device)
+                info.count(step, time.perf_counter() - began)
+                if on_step is not None:
+                    done = i + 1
+                    resumable = done < len(plan) and plan[done].computed
+                    x0, seconds = x - schedule.sigmas[i] * velocity, info.step_seconds[-1]
+                    on_step(Progress(done, len(plan), info.steps_skipped, step.computed, seconds, resumable, state, x0))
         info.engine = self.engine  # as it ran: blocks may have run uncompiled
         return state.latents, info
 
+    def _beside(
+        self, request: GenerationRequest, adapters: Mapping[str, Sequence[Lora | None]]
+    ) -> list[list[tuple[Lora, float]]]:
+        """For each expert the adapters of the request, with their strengths."""
+        beside: list[list[tuple[Lora, float]]] = [[] for _ in self.experts]
+        if request.lora and self.evaluators is not Evaluator:  # the other ranks know nothing of them
+            raise InvalidRequest("lora", request.lora[0].name, "nothing, as one video is computed on several GPUs here")
+        for adapter in request.lora:
+            if adapter.name not in adapters:
+                raise InvalidRequest(
+                    "lora", adapter.name, f"adapters that were loaded: {', '.join(adapters) or 'none'}"
+                )
+            for own, lora in zip(beside, adapters[adapter.name], strict=True):
+                own += [(lora, adapter.strength)] if lora and adapter.strength else []
+        return beside
+
+    @contextmanager
     def _evaluator(
-        self, plan: Plan, index: int, schedule: Schedule, conditioning: Conditioning, request, shape
-    ) -> Evaluator:
+        self, plan: Plan, index: int, schedule: Schedule, conditioning: Conditioning, request, shape, beside
+    ) -> Iterator[Evaluator]:
         expert, steps = self.experts[index], [step for step in plan if step.expert == index]
         texts: list[Any] = [conditioning.text]
         if any(step.branches == 2 for step in steps):
@@ -225,7 +251,8 @@ class Denoiser:
             conditioning.channels, conditioning.image_tokens, not all(step.computed for step in steps),
             len(texts) == 2 and batch_branches(expert.dit, expert.dit.rotary(shape).shape[1]),
         )  # fmt: skip
-        return self.evaluators(expert.dit, span)
+        with adapted.applied(expert.dit, beside[index]):
+            yield self.evaluators(expert.dit, span)
 
     def _noised(self, request: GenerationRequest, clip: Tensor, noise: Tensor | None, sigma: float) -> Tensor:
         """The latents of a clip at a noise level; raises InvalidRequest if they are not those of such a video."""

@@ -12,6 +12,8 @@ from dataclasses import replace
 from starlette.concurrency import run_in_threadpool
 
 from contract import traces
+from contract.adapters import parse
+from service.adapters import Adapters
 from service.api import addresses, answers, webhooks
 from service.api.auth import Caller, Keys
 from service.api.catalogue import Catalogue, Served
@@ -43,6 +45,7 @@ class Gateway:
         self.settings, self.catalogue = settings, Catalogue(settings)
         self.keys = Keys(settings, lambda: self.store)
         self.intake = Intake(settings, self.catalogue)
+        self.adapters = Adapters(settings)
         self.files = Storage(settings.storage, settings.storage_endpoint_url)
         self._store: JobStore | None = None
         self._tasks: list[asyncio.Task] = []
@@ -115,12 +118,22 @@ class Gateway:
         async with self.intake.kept(request) as kept:
             shown = next(((file.width, file.height) for file in kept.values()), None)
             values = request.resolve(served.card, shown) | (about or {})
-            new = self._priced(request, served, values, caller, Priority[priority], idempotency_key)
+            rank = await self._rank(values, served)
+            new = self._priced(request, served, values, caller, Priority[priority], idempotency_key, rank)
             job, made = await run_in_threadpool(self._submit, new, kept, request.reuse_finished, caller)
         traces.note({"wan.job": job.id})
         extra = {"job": job.id, "owner": caller.name, "gpu_seconds": round(job.cost, 2), "repeated": not made}
         logger.info("submitted", extra=extra | prompt_fields(values["prompt"], self.settings.log_prompts))
         return job, made
+
+    async def _rank(self, values: dict, served: Served) -> int:
+        """Of the request's adapters together; InvalidRequest for one that the model does not have."""
+        wanted = parse(values["lora"])
+        return (
+            sum(entry.rank for entry in await run_in_threadpool(self.adapters.named, wanted, served.name))
+            if wanted
+            else 0
+        )
 
     def _priced(
         self,
@@ -130,11 +143,12 @@ class Gateway:
         caller: Caller,
         priority: Priority,
         idempotency_key: str | None,
+        rank: int,
     ) -> NewJob:
         if request.given("seed") is None and idempotency_key is not None:
             # a repetition must be recognised as the same request although its seed would be drawn anew
             values["seed"] = stable_seed(caller.name, idempotency_key)
-        raw, cost = served.price(values, request.media())
+        raw, cost = served.price(values, request.media(), rank)
         if cost > self.settings.max_job_gpu_seconds:
             raise _too_much(cost, self.settings.max_job_gpu_seconds)
         return NewJob(
