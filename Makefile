@@ -5,6 +5,7 @@ OUT ?=
 IMAGE ?=
 LAST_IMAGE ?=
 VIDEO ?=
+LORA ?=
 CHECKPOINT ?=
 TARGET ?= auto
 BIN := .venv/bin
@@ -30,7 +31,7 @@ setup: .venv/run.stamp  ## the environment that serves
 
 run: setup  ## one video: make run PROMPT="a blue star moves up on a white background" [IMAGE=photo.png] [OUT=star.mp4]
 	$(BIN)/python -m service.run $(SERVED) --prompt "$(PROMPT)" $(if $(IMAGE),--image "$(IMAGE)") \
-	  $(if $(LAST_IMAGE),--last-image "$(LAST_IMAGE)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(OUT),--out "$(OUT)")
+	  $(if $(LAST_IMAGE),--last-image "$(LAST_IMAGE)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(LORA),--lora "$(LORA)") $(if $(OUT),--out "$(OUT)")
 
 serve: setup  ## Triton, the worker and the web service, until Ctrl-C
 	$(BIN)/python -m service.serve $(SERVED)

@@ -9,6 +9,8 @@ def _default(parameter: Parameter) -> str:
         return "drawn" if parameter.name == "seed" else "required"
     if parameter.default is None:
         return "the variant's, if it has one"
+    if parameter.default == ():
+        return "none"
     return "the official one" if parameter.default == NEGATIVE_PROMPT else f"{parameter.default}"
 
 

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, WithJsonSchema
 
 from contract.parameters import Parameter
-from contract.rules import Choice
+from contract.rules import Adapters, Choice
 
 # JSON schema's words for bounds, and pydantic's
 BOUNDS = {"minimum": "ge", "maximum": "le", "minLength": "min_length", "maxLength": "max_length"}
@@ -19,6 +19,8 @@ def field(parameter: Parameter, required: bool = False) -> tuple[Any, Any]:
     about: dict[str, Any] = {"description": f"{parameter.help or parameter.label + '.'} Allowed: {rule.words()}."}
     if parameter.aliases:
         about["validation_alias"] = AliasChoices(parameter.name, *parameter.aliases)
+    if isinstance(rule, Adapters):  # in all the forms that `contract.adapters` reads
+        return Annotated[Any, WithJsonSchema({"type": "array"} | rule.schema())], Field(None, **about)
     if required:
         return kind, Field(**bounds, **about)
     return Annotated[kind, Field(**bounds)] | None, Field(None, **about)

@@ -8,7 +8,7 @@ Entries that belong to the model alone (the calibrations of the step caches, the
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from contract.media import BY_NAME as MEDIA
 from contract.parameters import PARAMETERS, Defaults, GenerationRequest, Parameter
 from contract.variants import BY_NAME, Variant
 
-KEYS = ("variant", "geometry", "defaults", "takes", "needs")
+KEYS = ("variant", "geometry", "defaults", "takes", "needs", "weights")
 MODEL_KEYS = ("teacache", "magcache", "vae", "boundary")  # of wan.json, for wan.checkpoint
 
 
@@ -29,6 +29,9 @@ class ModelCard:
     defaults: Defaults = field(default_factory=Defaults)
     takes: tuple[str, ...] = ()  # media that a request may carry
     needs: tuple[str, ...] = ()  # of these, what it must
+    weights: Mapping[str, list[int]] = field(
+        default_factory=dict
+    )  # shapes of the DiT's, see `contract.lora_keys.folded`
 
     @classmethod
     def from_dict(cls, values: dict, source: str) -> "ModelCard":
@@ -45,7 +48,8 @@ class ModelCard:
         if foreign := [n for n in sorted(row.unused) if getattr(defaults, n) is not None]:
             raise InvalidCard(f"{source}: defaults: {foreign[0]} means nothing to the variant {name}; leave it out")
         media = {key: _media(values.get(key, getattr(row, key)), f"{source}: {key}") for key in ("takes", "needs")}
-        return cls(name, _geometry(values.get("geometry", {}), source), defaults, **media)
+        weights = _weights(values.get("weights", {}), source)
+        return cls(name, _geometry(values.get("geometry", {}), source), defaults, **media, weights=weights)
 
     @classmethod
     def load(cls, path: Path) -> "ModelCard":
@@ -98,7 +102,7 @@ class ModelCard:
     def describe(self, parameter: Parameter) -> dict:
         """One parameter for clients that draw forms: bounds, default and words."""
         about = {"label": parameter.label, "help": parameter.help, "group": parameter.group}
-        about["type"] = {int: "integer", float: "number", str: "string"}[parameter.rule.python]
+        about["type"] = {int: "integer", float: "number", str: "string", list: "array"}[parameter.rule.json]
         about["allowed"] = parameter.rule.words(self.geometry)
         return parameter.rule.schema(self.geometry) | about
 
@@ -111,6 +115,13 @@ def _media(names, source: str) -> tuple[str, ...]:
     if not isinstance(names, list | tuple) or not set(names) <= set(MEDIA):
         raise InvalidCard(f"{source} is {names!r}; allowed: a list of {', '.join(MEDIA)}")
     return tuple(names)
+
+
+def _weights(values, source: str) -> dict[str, list[int]]:
+    shapes = values.values() if isinstance(values, dict) else [None]
+    if not all(isinstance(s, list) and s and all(isinstance(n, int) and n > 0 for n in s) for s in shapes):
+        raise InvalidCard(f"{source}: weights is {str(values)[:60]}; allowed: an object of lists of sizes")
+    return values
 
 
 def _geometry(values: dict, source: str) -> Geometry:

@@ -3,22 +3,26 @@
     seconds = overhead + sum over the steps of step(branches) + decoding + encoding
     encoding = encoding_share * decoding, with a picture or clip
     decoding = per_latent_frame * T' + T * (per_pixel * H * W + per_pixel_squared * (H * W)^2)
-    computed step = per_step + branches * (per_token * S + per_token_squared * S^2)
+    computed step = per_step + branches * (per_token * (1 + rank_share * R) * S + per_token_squared * S^2)
     skipped step  = per_skipped_step + branches * per_skipped_token * S
 
-S is the length of the DiT's sequence, T' the number of latent frames of T frames; the squares stand for attention; branches
-is 2 while guidance is on. `python -m wan.cost CHECKPOINT --out FILE` fits the coefficients to measured steps and writes
-them with the plans of the caches, so that a request is priced by the steps that will be computed, without the model.
+Where the branches are computed at the same time (`cfg` is 2), both count for one.
+
+R is the rank of the request's adapters together, S the length of the DiT's sequence, T' the number of latent frames of T
+frames; the squares stand for attention; branches is 2 while guidance is on. `python -m wan.cost CHECKPOINT --out FILE` fits
+the coefficients to measured steps and writes them with the plans of the caches, so that a request is priced by the steps
+that will be computed, without the model.
 """
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from contract.errors import InvalidCard
 from contract.geometry import Geometry
+from contract.parallel import ONE_RANK, Degrees
 from contract.parameters import BY_NAME, PARAMETERS, guided_steps, may_skip, steps_of_clip
 
 PRICED = tuple(p.name for p in PARAMETERS if p.priced)
@@ -42,16 +46,26 @@ class CostModel:
     per_skipped_step: float = 0.0
     per_skipped_token: float = 0.0
     encoding_share: float = 0.6  # the encoder has about so much of the decoder's work; CLIP's is next to nothing
+    rank_share: float = 0.0012  # of a token's cost, for each rank: twice the share of the operations at a width of 1536
     skipped_per_threshold: float = 1.5  # where plans knows nothing of the cache
+    cfg: int = 1  # guidance branches that are computed at the same time, on several devices
     first_expert: float = 0.5  # share of the steps, where `switches` knows nothing
     switches: dict[int, int] = field(default_factory=dict)  # steps -> those of the first of two experts
     plans: Plans = field(default_factory=dict)
 
-    def step(self, tokens: int, branches: int, computed: bool) -> float:
-        """Seconds of one step."""
+    def step(self, tokens: int, branches: int, computed: bool, rank: int = 0) -> float:
+        """Seconds of one step with adapters of so much rank together."""
+        branches = -(-branches // self.cfg)
         if not computed:
             return self.per_skipped_step + branches * self.per_skipped_token * tokens
-        return self.per_step + branches * (self.per_token * tokens + self.per_token_squared * tokens**2)
+        per_token = self.per_token * (1 + self.rank_share * rank)
+        return self.per_step + branches * (per_token * tokens + self.per_token_squared * tokens**2)
+
+    def on(self, degrees: Degrees) -> "CostModel":
+        """What was measured on one device, as predicted for several; the fixed part of a step stays."""
+        names = ("per_token", "per_token_squared", "per_skipped_token")
+        parts: dict[str, Any] = {name: getattr(self, name) * degrees.sequence_share for name in names}
+        return replace(self, cfg=degrees.cfg, **parts)
 
     def decoding(self, width: int, height: int, frames: int, geometry: Geometry) -> float:
         """Seconds of the VAE."""
@@ -59,14 +73,19 @@ class CostModel:
         pixels = frames * (self.per_pixel * area + self.per_pixel_squared * area**2)
         return self.per_latent_frame * geometry.latent_frames(frames) + pixels
 
-    def seconds(self, size: Size, steps: Iterable[tuple[bool, int]], geometry: Geometry) -> float:
+    def seconds(self, size: Size, steps: Iterable[tuple[bool, int]], geometry: Geometry, rank: int = 0) -> float:
         """Seconds of a request of `size` whose steps are given as (computed, branches)."""
         tokens = geometry.tokens(*size)
-        denoising = sum(self.step(tokens, branches, computed) for computed, branches in steps)
+        denoising = sum(self.step(tokens, branches, computed, rank) for computed, branches in steps)
         return self.overhead + denoising + self.decoding(*size, geometry)
 
     def predict(
-        self, request: Mapping, geometry: Geometry, media: Collection[str] = (), continues: bool = False
+        self,
+        request: Mapping,
+        geometry: Geometry,
+        media: Collection[str] = (),
+        continues: bool = False,
+        rank: int = 0,
     ) -> float:
         """Seconds of a complete request, of which only the priced parameters are read, with the `media` it carries.
 
@@ -88,7 +107,7 @@ class CostModel:
         ]
         size = width, height, frames
         encoding = self.encoding_share * self.decoding(*size, geometry) if media else 0.0
-        return self.seconds(size, plan, geometry) + encoding
+        return self.seconds(size, plan, geometry, rank) + encoding
 
     def first_steps(self, steps: int) -> int:
         """How many steps the first of two experts takes, after the nearest number of steps that is known."""
@@ -111,10 +130,12 @@ class CostModel:
         return [plan[i * nearest // steps] == "1" for i in range(steps)]
 
     @classmethod
-    def load(cls, path: Path) -> "CostModel":
-        """The model of a file that `write` wrote; raises InvalidCard."""
+    def load(cls, path: Path, parallel: Degrees = ONE_RANK) -> "CostModel":
+        """The model of a file that `write` wrote, on so many devices if it was measured on one; raises InvalidCard."""
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            values = json.loads(path.read_text(encoding="utf-8"))
+            model = cls.from_dict(values)
+            return model if "parallel" in values.get("engine", {}) else model.on(parallel)
         except (OSError, ValueError) as error:
             raise InvalidCard(
                 f"{error!r}; allowed: a file that python -m wan.cost CHECKPOINT --out FILE wrote"
@@ -128,7 +149,8 @@ class CostModel:
             known = {f.name: values[f.name] for f in fields(cls) if f.name in needed or f.name in values}
             plans = _plans(known.pop("plans", {}))
             switches = {int(steps): int(first) for steps, first in known.pop("switches", {}).items()}
-            return cls(**{name: float(value) for name, value in known.items()}, plans=plans, switches=switches)
+            known = {name: float(value) for name, value in known.items()}
+            return cls(**known | {"cfg": int(known.get("cfg", 1))}, plans=plans, switches=switches)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             names = ", ".join(f.name for f in fields(cls))
             raise InvalidCard(

@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from contract.adapters import Adapter
 from contract.errors import InvalidCard, InvalidRequest
 from contract.geometry import Geometry
-from contract.rules import Choice, Frames, Integer, Number, Rule, Side, Text
+from contract.rules import Adapters, Choice, Frames, Integer, Number, Rule, Side, Text
 
 MAX_SEED = 2**63 - 1
 MAX_PROMPT = 8000
@@ -170,6 +171,10 @@ class GenerationRequest(_Sampling):
     seed: int = _parameter(
         Integer(0, MAX_SEED), label="Seed", help="Same seed, same video; drawn and reported if left out.", group="main"
     )
+    lora: tuple[Adapter, ...] = _parameter(
+        Adapters(), (), label="Adapters", aliases=("loras", "lora_path"),
+        help="LoRAs from the server's directory and how strongly each acts.",
+    )  # fmt: skip
 
     @classmethod
     def create(
@@ -189,12 +194,13 @@ class GenerationRequest(_Sampling):
             if values.get(name) is not None:
                 raise InvalidRequest(name, values[name], "nothing, as the served model does not use it")
         values.setdefault("seed", secrets.randbelow(2**31))
+        values.setdefault("lora", ())
         if "prompt" not in values:
             raise InvalidRequest("prompt", None, f"{BY_NAME['prompt'].rule.words()}; it is required")
         for name in (name for name in names if name not in unused):
             rule = BY_NAME[name].rule
             rule.check(name, values[name], geometry)
-            values[name] = rule.python(values[name])
+            values[name] = rule.convert(values[name])
         return cls(**values)
 
     @property
@@ -207,11 +213,16 @@ class GenerationRequest(_Sampling):
         """The same without guidance."""
         return replace(self, guidance_scale=1.0, guidance_scale_2=self.guidance_scale_2 and 1.0)
 
-    def fingerprint(self, model: str, media: Mapping[str, str] | None = None) -> str:
+    def fingerprint(
+        self, model: str, media: Mapping[str, str] | None = None, adapters: Mapping[str, str] | None = None
+    ) -> str:
         """What a checkpoint of a run belongs to: every parameter that changes latents, the identity of the model, and the
-        hashes of the given `media` by name."""
-        values: dict[str, Any] = {p.name: getattr(self, p.name) for p in PARAMETERS if p.fingerprint}
+        hashes of the given `media` and `adapters` by name."""
+        said = asdict(self)
+        # what is empty says nothing, as in a release that did not know it
+        values: dict[str, Any] = {p.name: said[p.name] for p in PARAMETERS if p.fingerprint and said[p.name] != ()}
         values |= {"media": dict(media)} if media else {}
+        values |= {"adapters": dict(adapters)} if adapters else {}
         text = json.dumps(values | {"model": model}, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 

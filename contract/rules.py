@@ -5,14 +5,29 @@ A rule that depends on the geometry of the loaded variant says its general bound
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from contract import adapters
 from contract.errors import InvalidRequest
 from contract.geometry import Geometry
 
 
+class _Kind:
+    """What all kinds share. `python`: the type of a value that a command line or a tensor holds; `json`: that of JSON."""
+
+    python: ClassVar[type]
+
+    @property
+    def json(self) -> type:
+        return self.python
+
+    def convert(self, value: Any) -> Any:
+        """A checked value as a request holds it."""
+        return self.python(value)
+
+
 @dataclass(frozen=True)
-class Text:
+class Text(_Kind):
     """Text of at most `longest` characters; `filled`: more than white space."""
 
     python: ClassVar[type] = str
@@ -33,7 +48,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(_Kind):
     """One of a few names."""
 
     python: ClassVar[type] = str
@@ -51,7 +66,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Number:
+class Number(_Kind):
     """A finite number from `low` to `high`."""
 
     python: ClassVar[type] = float
@@ -131,4 +146,30 @@ class Frames(Integer):
         return min(geometry.nearest_frames(value), self.high)
 
 
-Rule = Text | Choice | Number
+@dataclass(frozen=True)
+class Adapters(_Kind):
+    """Adapters by name and strength; see `contract.adapters`."""
+
+    python: ClassVar[type] = str
+
+    @property
+    def json(self) -> type:
+        return list
+
+    def check(self, name: str, value, geometry: Geometry | None = None) -> None:
+        adapters.parse(value, name)
+
+    def convert(self, value: Any) -> Any:
+        return adapters.parse(value)
+
+    def schema(self, geometry: Geometry | None = None) -> dict:
+        strength = {"type": "number", "minimum": -adapters.STRONGEST, "maximum": adapters.STRONGEST, "default": 1.0}
+        name = {"type": "string", "pattern": f"^{adapters.NAME.pattern}$"}
+        one = {"type": "object", "required": ["name"], "properties": {"name": name, "strength": strength}}
+        return {"items": one, "maxItems": adapters.MOST}
+
+    def words(self, geometry: Geometry | None = None) -> str:
+        return adapters.WORDS
+
+
+Rule = Text | Choice | Number | Adapters

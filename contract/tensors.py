@@ -1,5 +1,6 @@
 """Requests as tensors of the KServe v2 protocol, for everybody who calls or reads the ensemble."""
 
+import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,13 +20,15 @@ NUMPY = {
 
 
 def array(parameter: Parameter, value) -> np.ndarray:
-    """One value as the tensor of shape [1] that Triton takes."""
+    """One value as the tensor of shape [1] that Triton takes; a list as JSON."""
+    if isinstance(value, list | tuple):
+        value = json.dumps(value)
     return np.array([value.encode() if isinstance(value, str) else value], dtype=NUMPY[parameter.kind])
 
 
 def arrays(request: Mapping) -> dict[str, np.ndarray]:
-    """The ensemble's inputs of a request; what is absent or None takes the checkpoint's default."""
-    return {p.tensor_name: array(p, request[p.name]) for p in TENSORS if request.get(p.name) is not None}
+    """The ensemble's inputs of a request; what is absent or None takes the checkpoint's default, and so does an empty list."""
+    return {p.tensor_name: array(p, request[p.name]) for p in TENSORS if request.get(p.name) not in (None, [], ())}
 
 
 def infer_inputs(types, request: Mapping, media: Mapping[str, bytes] | None = None) -> list:

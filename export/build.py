@@ -155,11 +155,13 @@ class Build:
         """Chosen or checked; raises PlacementError with the numbers if it cannot fit."""
         totals = {stage: needs.total for stage, needs in self.memory.items()}
         try:
-            return choose(self.options.placement, self.gpus, totals, self.options.denoise_instances, self.report)
+            placement = choose(self.options.placement, self.gpus, totals, self.options.denoise_instances, self.report)
         except PlacementError as error:
             if len(self.weights) == 1:
                 raise
             raise PlacementError(f"{error}; {self.residency}, as they are not split or swapped") from None
+        placement.parallel.check(self.dit.num_heads)
+        return placement
 
     @property
     def residency(self) -> str:

@@ -6,7 +6,8 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from wan.errors import WanError
+from contract.parallel import ONE_RANK, Degrees
+from wan.errors import InvalidRequest, WanError
 
 STAGES = ("text_encoder", "denoise", "vae_decoder")
 GIB = 1 << 30
@@ -15,7 +16,8 @@ USABLE = 0.95
 _FORM = (
     "STAGE=GPUS for each of "
     + ", ".join(STAGES)
-    + ", as in text_encoder=0,denoise=1-6,vae_decoder=7 (1-3+5 names GPUs 1, 2, 3, 5), or auto"
+    + ", as in text_encoder=0,denoise=1-6,vae_decoder=7 (1-3+5 names GPUs 1, 2, 3, 5; denoise=0-7:cfg2xulysses4 lets 8 GPUs"
+    + " make one video together), or auto"
 )
 
 
@@ -37,14 +39,27 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Placement:
-    """GPU indices of each stage; `denoise_instances` of the denoise stage run on each of its GPUs."""
+    """GPU indices of each stage; `denoise_instances` of the denoise stage run on each of its GPUs.
+
+    Or, by `parallel`, so many consecutive ones of its GPUs are one instance.
+    """
 
     gpus: dict[str, tuple[int, ...]]
     denoise_instances: int = 1
+    parallel: Degrees = ONE_RANK
 
     def instances(self, stage: str) -> int:
         """Instances of a stage on each of its GPUs."""
         return self.denoise_instances if stage == "denoise" else 1
+
+    @property
+    def slots(self) -> dict[str, int]:
+        """How many requests each stage works on at once."""
+        return {stage: len(self.leading(stage)) * self.instances(stage) for stage in self.gpus}
+
+    def leading(self, stage: str) -> tuple[int, ...]:
+        """Where Triton starts instances of a stage: on the first GPU of each group."""
+        return self.gpus[stage][:: self.parallel.ranks if stage == "denoise" else 1]
 
     @property
     def used(self) -> list[int]:
@@ -86,14 +101,40 @@ def parse_gpus(text: str) -> list[Gpu]:
 def parse_placement(text: str, denoise_instances: int = 1) -> Placement:
     """A placement by hand; raises PlacementError."""
     gpus: dict[str, tuple[int, ...]] = {}
+    parallel = ONE_RANK
     for item in text.split(","):
         stage, separator, where = item.strip().partition("=")
         if not separator or stage not in STAGES or stage in gpus:
             raise PlacementError(f"placement is {text!r}: {item!r} is not understood; allowed: {_FORM}")
+        where, divided, degrees = where.partition(":")
         gpus[stage] = _indices(text, where)
+        if divided:
+            parallel = _together(text, stage, len(gpus[stage]), degrees, denoise_instances)
     if missing := [stage for stage in STAGES if stage not in gpus]:
         raise PlacementError(f"placement is {text!r}: {', '.join(missing)} is missing; allowed: {_FORM}")
-    return Placement({stage: gpus[stage] for stage in STAGES}, denoise_instances)
+    return Placement({stage: gpus[stage] for stage in STAGES}, denoise_instances, parallel)
+
+
+def _together(text: str, stage: str, gpus: int, degrees: str, denoise_instances: int) -> Degrees:
+    """How the GPUs of denoise make a video together; raises PlacementError where they cannot."""
+    if stage != "denoise":
+        raise PlacementError(f"placement is {text!r}: {stage} runs on one GPU at a time; only denoise can be divided")
+    try:
+        parallel = Degrees.parse(degrees)
+    except InvalidRequest as error:
+        raise PlacementError(
+            f"placement is {text!r}: {degrees!r} is not understood; allowed: {error.allowed}"
+        ) from None
+    if gpus % parallel.ranks:
+        raise PlacementError(
+            f"placement is {text!r}: {parallel} takes {parallel.ranks} GPUs, or a multiple; it has {gpus}"
+        )
+    if denoise_instances > 1:
+        raise PlacementError(
+            f"denoise_instances is {denoise_instances}; allowed with {parallel}: 1, as two groups on the same GPUs would"
+            " wait for each other"
+        )
+    return parallel
 
 
 def _indices(text: str, where: str) -> tuple[int, ...]:

@@ -64,7 +64,7 @@ def _text_encoder(config: ModelConfig, placement: Placement) -> None:
 
 
 def _denoise(config: ModelConfig, placement: Placement) -> None:
-    _on_gpus(config, placement.gpus["denoise"], placement.denoise_instances)
+    _on_gpus(config, placement.leading("denoise"), placement.denoise_instances)
 
 
 def _vae_decoder(config: ModelConfig, placement: Placement) -> None:

@@ -62,8 +62,9 @@ def gpu_configurations(build: Build) -> dict:
     placement = build.placement
     render_gpu(build.repository, build.template_values(), placement)
     return {
-        "instances": {stage: len(at) * placement.instances(stage) for stage, at in placement.gpus.items()},
+        "instances": placement.slots,
         "placement": {stage: list(at) for stage, at in placement.gpus.items()},
+        "parallel": str(placement.parallel),
         "memory": {stage: asdict(needs) | {"total": needs.total} for stage, needs in build.memory.items()},
     }
 
@@ -216,7 +217,8 @@ def _gpu_options(build: Build) -> dict:
     options, names = build.options, ("sizes", "size_range", "max_frames", "quality")
     nested = {"precision": asdict(options.precision), "plan": asdict(options.plan)}
     placement = {stage: list(at) for stage, at in build.placement.gpus.items()}
-    return _cpu_options(build) | {name: getattr(options, name) for name in names} | nested | {"placement": placement}
+    placed = {"placement": placement, "parallel": str(build.placement.parallel)}
+    return _cpu_options(build) | {name: getattr(options, name) for name in names} | nested | placed
 
 
 def _plans_fit(manifest: dict, report: Callable[[str], None]) -> bool:

@@ -29,9 +29,11 @@ COMMANDS = {
         "The whole service with a number of workers until Ctrl-C, to be loaded by others.",
     ),
     "bench": ("bench.command", "The model's parts beside diffusers, then one option after the other."),
+    "lora": ("bench.lora", "What adapters beside the weights cost a forward of the DiT; exit code 1 above the limit."),
     "quality": ("quality.command", "What sets of options cost in quality and bring in speed."),
     "faults": ("drills.faults", "Kill each part of the service at points of a job's life: is anything lost?"),
     "drills": ("drills.storm", "Faults of all kinds at random moments, repeated by a seed: lost, doubled, wrong?"),
+    "preemption": ("drills.preemption", "Urgent jobs in the place of running ones: how long they wait, what it costs."),
     "cancel": ("drills.cancel", "How fast a cancel frees the denoise stage."),
     "fairness": ("drills.fairness", "Many clients at once: each job once, in order, equal shares?"),
     "gateway": (

@@ -121,7 +121,8 @@ def post(client: httpx.Client, body: dict, media: dict[str, Path]) -> str:
             files = {name: (path.name, opened.enter_context(path.open("rb"))) for name, path in media.items()}
         except OSError as error:
             raise ClientError(f"{error.filename}: {error.strerror}") from error
-        return answered(client.post("/v1/videos", data=body, files=files, timeout=UPLOAD_SECONDS)).json()["id"]
+        form = {name: json.dumps(value) if isinstance(value, list) else value for name, value in body.items()}
+        return answered(client.post("/v1/videos", data=form, files=files, timeout=UPLOAD_SECONDS)).json()["id"]
 
 
 def fetch(client: httpx.Client, video: dict, out: Path | None) -> Path:

@@ -14,6 +14,7 @@ ServiceError
 ├── DeadlineUnreachable                     422  the caller must allow more time
 ├── QueueFull                               429  come back after `retry_after` seconds
 ├── RateLimited                             429  this key sends too much
+├── BudgetSpent                             429  come back when the key's daily budget renews
 ├── Unavailable                             503  database or storage cannot be reached at the moment
 └── not meant for HTTP
     ├── SettingsError                       the operator must fix a setting
@@ -28,6 +29,8 @@ ServiceError
     └── StorageError                        the video store refused or did not answer
 """
 
+import math
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from contract import traces
@@ -123,6 +126,21 @@ class QueueFull(ServiceError):
 
 class RateLimited(ServiceError):
     status, code, type = 429, "rate_limited", "rate_limit_error"
+
+
+class BudgetSpent(ServiceError):
+    status, code, type = 429, "budget_spent", "rate_limit_error"
+
+    def __init__(
+        self, owner: str, budget: float, used: float, promised: float, cost: float, renews_at: int, now: float
+    ):
+        wait = max(1, math.ceil(renews_at - now))
+        renewal = datetime.fromtimestamp(renews_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        super().__init__(
+            f"the daily budget of {owner!r} is {budget:g} GPU-seconds: {used:.0f} are used, {promised:.0f} promised to jobs "
+            f"that wait or run, and this video takes {cost:.0f}; it renews at {renewal}, in {wait} s",
+            retry_after=wait,
+        )
 
 
 class Unavailable(ServiceError):

@@ -87,6 +87,14 @@ def store_metrics(stats: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def used_metrics(used: dict[str, float]) -> str:
+    """GPU-seconds of today by the name of the key."""
+    lines = ["# HELP wan_key_gpu_seconds GPU-seconds that jobs of a key used since midnight UTC",
+             "# TYPE wan_key_gpu_seconds gauge"]  # fmt: skip
+    lines += [f"wan_key_gpu_seconds{labels} {value:g}" for labels, value in _labelled("key", used).items()]
+    return "\n".join(lines) + "\n"
+
+
 def measured_metrics(shared: Path | None) -> str:
     """What this program's processes and the workers that share their folder measured."""
     from prometheus_client import REGISTRY, CollectorRegistry, generate_latest

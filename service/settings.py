@@ -11,7 +11,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from contract import traces
 from contract.card import ModelCard
 from contract.cost import CostModel
-from contract.errors import InvalidCard
+from contract.errors import InvalidCard, InvalidRequest
+from contract.parallel import ONE_RANK, Degrees
 from service.errors import SettingsError, shown
 
 DEFAULT_COSTS = Path(__file__).with_name("cost.json")  # of models/tiny on two cores
@@ -31,6 +32,9 @@ class Settings(BaseSettings):
     )
     storage_url: str = ""  # default: a directory in state_dir; s3://bucket/prefix in a cluster
     storage_endpoint_url: str = ""  # S3-compatible servers other than AWS
+    lora_dir: str = (
+        ""  # directory or s3://bucket/prefix of the adapters that requests may name; Triton's stages read it too
+    )
     run_dir: Path | None = None  # shared with Triton's denoise stage
     triton_url: str = "127.0.0.1:8001"
     metrics_dir: Path | None = None  # worker and gateway of one machine: the gateway's /metrics shows the worker's too
@@ -39,6 +43,7 @@ class Settings(BaseSettings):
     model_name: str = Field("wan", pattern=r"^[A-Za-z0-9._/-]{1,64}$")
     model_card: Path = Path("models/tiny/wan.json")
     cost_file: Path | None = None  # what a request costs here, from python -m wan.cost CHECKPOINT --out FILE
+    parallel: str = ""  # as in --placement denoise=GPUS:cfg2xulysses4, where the cost file was measured on one device
 
     # admission
     max_queued: int = Field(1000, ge=1)
@@ -90,7 +95,9 @@ class Settings(BaseSettings):
     secrets_dir: Path | None = None  # a folder with a file WAN_<FIELD> for each setting that no environment should show
     api_keys: str = ""  # "name:sha256,name:sha256"
     api_keys_file: Path | None = None  # JSON list, see service/apikeys.py
-    requests_per_minute: int = Field(0, ge=0)  # per key; 0: no limit
+    requests_per_minute: int = Field(0, ge=0)  # per key, at all gateways together; 0: no limit
+    gpu_seconds_per_day: float = Field(0, ge=0)  # budget of a key that has none of its own; 0: no limit
+    key_metrics: bool = False  # whether /metrics, which needs no key, tells what each key used
     wrong_keys_per_minute: int = Field(20, ge=1)  # from one client address, see service/api/guessing.py
     max_streams: int = Field(2000, ge=1)  # event streams of one gateway; a key may hold half of them
     webhook_secret: str = ""
@@ -130,7 +137,9 @@ class Settings(BaseSettings):
         """What a request costs on the machines that serve."""
         path = self.cost_file or DEFAULT_COSTS
         try:
-            return CostModel.load(path)
+            return CostModel.load(path, Degrees.parse(self.parallel) if self.parallel else ONE_RANK)
+        except InvalidRequest as error:
+            raise SettingsError(f"WAN_PARALLEL is {self.parallel!r}; allowed: {error.allowed}") from None
         except InvalidCard as error:
             raise SettingsError(f"WAN_COST_FILE is {str(path)!r}: {error}") from None
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from contract.card import ModelCard
 from contract.parameters import GenerationRequest
 from stages.artifacts import Artifacts
+from stages.crew import Crew, open_on_ranks
 from stages.device import on_device
-from stages.runtimes import device_of, open_denoiser, open_text_encoder, open_vae
+from stages.runtimes import device_of, open_text_encoder, open_vae
 from stages.settings import StageSettings, load_settings
 from stages.text_runtime import TextRuntime
 from stages.vae_runtime import VaeRuntime, decode
@@ -36,6 +37,7 @@ class ServedPipeline:
     denoiser: Denoiser
     vae: VaeRuntime
     card: ModelCard
+    crew: Crew | None = None  # of a video on several ranks
 
     @classmethod
     def open(cls, repository: Path, settings: StageSettings) -> "ServedPipeline":
@@ -43,10 +45,9 @@ class ServedPipeline:
         tokenizer, text, denoise, vae = (
             Artifacts.of(repository, name) for name in ("tokenizer", "text_encoder", "denoise", "vae_decoder")
         )
-        return cls(
-            Tokenizer(tokenizer["tokenizer"]), open_text_encoder(text, settings), open_denoiser(denoise, settings),
-            open_vae(vae, settings), denoise.card,
-        )  # fmt: skip
+        text_encoder, decoder = open_text_encoder(text, settings), open_vae(vae, settings)
+        denoiser, crew = open_on_ranks(denoise, settings)
+        return cls(Tokenizer(tokenizer["tokenizer"]), text_encoder, denoiser, decoder, denoise.card, crew)
 
     def condition(self, request: GenerationRequest, media: Media | None = None) -> Conditioning:
         """With empty pictures, whatever `media` holds: what they show costs nothing."""
@@ -67,7 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
     given, settings = parser.parse_args(arguments), load_settings()
     with on_device(device_of(Artifacts.of(given.repository, "denoise"), settings)):
         pipeline: Any = ServedPipeline.open(given.repository, settings)
-        return cost.write(pipeline, given, f"python -m stages.cost {given.repository}")
+        try:
+            return cost.write(pipeline, given, f"python -m stages.cost {given.repository}")
+        finally:
+            if pipeline.crew:
+                pipeline.crew.close()
 
 
 if __name__ == "__main__":

@@ -3,15 +3,20 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
 import torch
 
 from contract import traces
+from contract.adapter_store import AdapterStore, Entry
 from contract.errors import InvalidRequest
+from contract.lora_keys import unfolded
 from contract.parameters import LOSSLESS, GenerationRequest
+from stages.adapters import LoadedAdapters
 from stages.artifacts import Artifacts
+from stages.crew import Crew, open_on_ranks
 from stages.device import leave_room, name, on_device
 from stages.inputs import array, find, flag, json_object, scalar
 from stages.limits import Limits
@@ -19,8 +24,8 @@ from stages.media import checked_hashes
 from stages.metrics import DenoiseMetrics
 from stages.preview import PreviewProjection
 from stages.run_directory import RunDirectory, sweep
-from stages.runtimes import device_of, open_denoiser
-from stages.settings import StageSettings, threads
+from stages.runtimes import device_of
+from stages.settings import StageSettings
 from stages.step_hook import Intervals, StepHook
 from wan.denoise import Conditioning
 from wan.pipeline import describe
@@ -36,19 +41,32 @@ class DenoiseStage:
         self._device = device_of(artifacts, settings)
         if settings.run_dir:
             sweep(settings.run_dir)
-        with on_device(self._device):
-            self._load(artifacts)
+        self._crew: Crew | None = None
+        try:
+            with on_device(self._device):
+                self._load(artifacts)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the processes that this stage has started."""
+        if self._crew:
+            self._crew.close()
 
     def _load(self, artifacts: Artifacts) -> None:
         settings = self._settings
         leave_room(artifacts.manifest, "denoise", self._device)
-        if self._device.type == "cpu":
-            instances = artifacts.manifest["instances"]["denoise"]
-            torch.set_num_threads(settings.denoise_threads or max(threads(0) // instances, 1))
-        self._denoiser = open_denoiser(artifacts, settings)
-        # On a GPU the weights also depend on precision and LoRAs. Only the same arithmetic gives the same bits.
+        self._denoiser, self._crew = open_on_ranks(artifacts, settings)
+        self._adapters = LoadedAdapters(
+            AdapterStore(settings.lora_dir, settings.storage_endpoint_url), unfolded(self._card.weights),
+            len(self._denoiser.experts), settings.lora_cache_bytes,
+        )  # fmt: skip
+        # On a GPU the weights also depend on precision and LoRAs. Only the same arithmetic gives the same bits; that a
+        # checkpoint goes on with another number of ranks is worth a difference in the last ones.
         weights = artifacts.manifest.get("model") or artifacts.manifest["source"]["sha256"]
-        self._model = json.dumps({"weights": weights} | self._denoiser.engine, sort_keys=True)
+        engine = {name: value for name, value in self._denoiser.engine.items() if name != "parallel"}
+        self._model = json.dumps({"weights": weights} | engine, sort_keys=True)
         self._preview = PreviewProjection.of(artifacts)
         self._intervals = Intervals(settings.checkpoint_seconds, settings.preview_seconds)
         self._warm_up()
@@ -77,11 +95,13 @@ class DenoiseStage:
         schedule = self._denoiser.schedule(generation, of_clip=conditioning.start is not None)
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
         preview = self._preview if flag(request, "preview") else None
+        entries = self._adapters.named(generation.lora)
+        fingerprint = generation.fingerprint(self._model, media, {entry.name: entry.digest for entry in entries})
         run = StepHook(
-            generation, self._denoiser.plan(generation, schedule), generation.fingerprint(self._model, media),
+            generation, self._denoiser.plan(generation, schedule), fingerprint,
             directory and directory.open(), self._intervals, self._metrics, preview, gone=request.is_cancelled,
         )  # fmt: skip
-        latents, info = self._run(run, generation, conditioning)
+        latents, info = self._run(run, generation, conditioning, entries)
         if run.refused:
             info["checkpoint_refused"] = run.refused
         if (encoding := _encoding_seconds(request, tokenized_at)) is not None:
@@ -107,12 +127,17 @@ class DenoiseStage:
         return Conditioning(*texts, channels=channels, image_tokens=tokens)
 
     def _run(
-        self, run: StepHook, generation: GenerationRequest, conditioning: Conditioning
+        self, run: StepHook, generation: GenerationRequest, conditioning: Conditioning, entries: Sequence[Entry]
     ) -> tuple[torch.Tensor, dict]:
         began, success = time.monotonic(), False
         try:
             run.begin()
-            latents, steps = self._denoiser.run(conditioning, generation, on_step=run, resume=run.resume_point())
+            if self._crew:
+                self._crew.ready()
+            adapters = self._adapters.load(entries)
+            latents, steps = self._denoiser.run(
+                conditioning, generation, on_step=run, resume=run.resume_point(), adapters=adapters
+            )
             success = True
         finally:
             seconds = time.monotonic() - began

@@ -25,10 +25,11 @@ def leave_room(manifest: dict, stage: str, device: torch.device) -> None:
     if device.type != "cuda" or "placement" not in manifest:
         return
     index = device.index or 0
-    others = 0
+    others, parallel = 0, manifest.get("parallel")
     for name, indices in manifest["placement"].items():
         if index in indices:
-            on_each = manifest["instances"][name] // len(indices)
+            together = name == "denoise" and parallel  # then each GPU has one rank
+            on_each = 1 if together else manifest["instances"][name] // len(indices)
             others += (on_each - (name == stage)) * manifest["memory"][name]["total"]
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(max(total - others, 0) / total, device)

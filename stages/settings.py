@@ -37,6 +37,11 @@ class StageSettings(BaseSettings):
     preview_seconds: float = Field(1.0, gt=0, description="least time between two previews of a request")
     max_video_bytes: int = Field(1 << 30, gt=0, description="largest video, width x height x frames x 3")
     max_media_bytes: int = Field(64 << 20, gt=0, description="largest picture or clip, as a file or as frames")
+    lora_dir: str = Field("", description="directory or bucket (s3://…) of the adapters that requests may name")
+    lora_cache_bytes: int = Field(
+        4 << 30, ge=0, description="memory for adapters that were used, in each denoise instance"
+    )
+    storage_endpoint_url: str = Field("", description="S3-compatible servers other than AWS")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where denoise runs")
     # The names are listed where they act, which a checker of types cannot follow.
     linear: Literal[LINEAR] = Field(  # type: ignore[valid-type]
@@ -54,6 +59,12 @@ class StageSettings(BaseSettings):
         (),
         description="WIDTHxHEIGHTxFRAMES, comma-separated: run before the stage is ready; without it: the default size and those of the plans",
     )
+    parallel: str = Field(
+        "",
+        pattern=r"^((cfg2)?(x?ulysses\d+)?)$",
+        description="cfg2, ulyssesN or cfg2xulyssesN: ranks of one video on a CPU; on GPUs --placement of the export says it",
+    )
+    rank_seconds: float = Field(600.0, gt=0, description="longest step on several ranks; after it one is taken to hang")
     denoise_threads: int = Field(0, ge=0, le=1024, description="threads of the DiT on a CPU")
     encoder_threads: int = Field(0, ge=0, le=1024, description="threads of the text encoder on a CPU")
     decoder_threads: int = Field(0, ge=0, le=1024, description="threads of the VAE decoder on a CPU")

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
+from contract.adapter_store import AdapterStore
 from contract.parameters import steps_of_clip
 from stages.artifacts import Artifacts
 from stages.inputs import generation_request
@@ -21,6 +22,7 @@ class TokenizerStage:
 
     def __init__(self, artifacts: Artifacts, settings: StageSettings):
         self._card, self._settings, self._limits = artifacts.card, settings, Limits.of(artifacts, settings)
+        self._adapters = AdapterStore(settings.lora_dir, settings.storage_endpoint_url)
         self._tokenizer = Tokenizer(artifacts["tokenizer"])
         self._tokens("PROMPT", "warm up")
 
@@ -28,6 +30,7 @@ class TokenizerStage:
         directory = RunDirectory.of_request(self._settings.run_dir, request.request_id())
         generation, drawn = generation_request(request, self._card)
         self._limits.check(generation)
+        self._adapters.entries(generation.lora, field="LORA")
         media = GivenMedia.of(request, self._card, self._settings.max_media_bytes)
         media.check()
         if "video" in media.names and not self._card.continues:

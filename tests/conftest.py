@@ -63,11 +63,12 @@ def repository(checkpoint) -> Path:
 def triton(repository, tmp_path_factory):
     """A real Triton server for the whole session: `.grpc_url`, `.http_url`, `.http_address`, `.metrics_url`, `.run_dir`.
 
-    Steps of the tiny model take milliseconds, so checkpoints and previews are written after every one.
+    Steps of the tiny model take milliseconds, so checkpoints and previews are written after every one. Adapters may be put
+    into the folder `loras` beside `.run_dir`.
     """
     from service.launcher.server import TritonServer
 
-    eager = {"WAN_CHECKPOINT_SECONDS": "0.001", "WAN_PREVIEW_SECONDS": "0.001"}
     folder = tmp_path_factory.mktemp("triton")
+    eager = {"WAN_CHECKPOINT_SECONDS": "0.001", "WAN_PREVIEW_SECONDS": "0.001", "WAN_LORA_DIR": str(folder / "loras")}
     with TritonServer(repository, run_dir=folder / "run", log_path=folder / "triton.log", environment=eager) as server:
         yield server

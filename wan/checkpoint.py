@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from contract import lora_keys
 from contract.card import ModelCard
 from contract.errors import InvalidCard
 from contract.variants import Variant
@@ -82,6 +83,12 @@ def fill(
         value = tensor.to(device=device or "cpu", dtype=kept, copy=False)
         setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
     module.eval()
+
+
+def weight_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a DiT's parameters, whatever they are stored in."""
+    with torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in WanDiT(config).named_parameters()}
 
 
 class Checkpoint(ABC):
@@ -165,14 +172,16 @@ class Checkpoint(ABC):
     @cached_property
     def card(self) -> ModelCard:
         """What callers need to know; defaults: wan.json, else the official recommendation for the variant."""
-        found = {"variant": self.variant.name, "geometry": asdict(geometry(self.dit_config(), self.vae_config()))}
+        config = self.dit_config()
+        found = {"variant": self.variant.name, "geometry": asdict(geometry(config, self.vae_config()))}
         said = self.settings.get("geometry", found["geometry"])
         if said != found["geometry"]:
             raise CheckpointError(
                 f"{self.root / SETTINGS_FILE}: geometry is {said}; its tensors have {found['geometry']}"
             )
         try:
-            return ModelCard.from_dict(self.settings | found, str(self.root / SETTINGS_FILE))
+            weights = {"weights": lora_keys.folded(weight_shapes(config))}
+            return ModelCard.from_dict(self.settings | found | weights, str(self.root / SETTINGS_FILE))
         except InvalidCard as error:
             raise CheckpointError(str(error)) from None
 

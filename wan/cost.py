@@ -20,6 +20,7 @@ from torch import Tensor
 from contract.card import ModelCard
 from contract.cost import CostModel, Plans
 from contract.geometry import Geometry
+from contract.parallel import Degrees
 from contract.parameters import LOSSLESS
 from wan.attention import BACKENDS
 from wan.optimize import LINEAR, Options
@@ -144,11 +145,12 @@ def _nonnegative(columns: list[list[float]], seconds: list[float]) -> list[float
     return result
 
 
-def fit(measured: Sequence[Measurement], geometry: Geometry) -> CostModel:
-    """The coefficients that reproduce `measured` with the least relative error."""
+def fit(measured: Sequence[Measurement], geometry: Geometry, cfg: int = 1) -> CostModel:
+    """The coefficients that reproduce `measured`, with `cfg` branches at a time, with the least relative error."""
     lengths = [geometry.tokens(*m.size) for m in measured]
-    work = [float(m.branches * s) for m, s in zip(measured, lengths, strict=True)]
-    squares = [float(m.branches * s**2) for m, s in zip(measured, lengths, strict=True)]
+    rounds = [-(-m.branches // cfg) for m in measured]
+    work = [float(n * s) for n, s in zip(rounds, lengths, strict=True)]
+    squares = [float(n * s**2) for n, s in zip(rounds, lengths, strict=True)]
     ones = [1.0] * len(work)
     per_step, per_token, per_square = _nonnegative([ones, work, squares], [m.computed for m in measured])
     per_skip, per_skipped_token = _nonnegative([ones, work], [m.skipped for m in measured])
@@ -159,7 +161,7 @@ def fit(measured: Sequence[Measurement], geometry: Geometry) -> CostModel:
     return CostModel(
         overhead=median(m.encode for m in measured), per_step=per_step, per_token=per_token, per_token_squared=per_square,
         per_skipped_step=per_skip, per_skipped_token=per_skipped_token, per_pixel=per_pixel, per_pixel_squared=per_area,
-        per_latent_frame=per_latent,
+        per_latent_frame=per_latent, cfg=cfg,
     )  # fmt: skip
 
 
@@ -270,7 +272,8 @@ def write(pipeline: Pipeline, given: argparse.Namespace, command: str) -> int:
         held_out, fitted = sizes[2::3], [s for i, s in enumerate(sizes) if i % 3 != 2]
     measured = measure(pipeline, [*fitted, *held_out], given.repeats)
     geometry, steps = pipeline.card.geometry, pipeline.card.defaults.steps
-    model = fit([m for m in measured if m.size in fitted], geometry)
+    parallel = pipeline.denoiser.engine.get("parallel")
+    model = fit([m for m in measured if m.size in fitted], geometry, Degrees.parse(parallel).cfg if parallel else 1)
     checks = [m for m in measured if m.size in held_out]
     worst = max(errors(model, checks, steps, geometry), default=float("nan"))
     about = {"_": f"Seconds; measured by {command}", "engine": pipeline.denoiser.engine}

@@ -6,9 +6,9 @@ active; the solver's state runs through all of them.
 """
 
 import math
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -18,35 +18,17 @@ from torch import Tensor
 
 from contract.geometry import Geometry
 from contract.parameters import GenerationRequest, guided_steps, may_skip, steps_of_clip
-from wan import samplers
-from wan.dit import Sources, WanDiT
+from wan import adapted, samplers
+from wan.dit import WanDiT
 from wan.errors import InvalidRequest
+from wan.evaluator import Conditioning, Evaluator, Span, Step, batch_branches
+from wan.lora import Lora
 from wan.samplers import SamplerState, Schedule
 from wan.teacache import StepCache
 
-# Above this many tokens one forward fills the machine and two branches at once only cost memory.
-MAX_BATCHED_TOKENS = 8192
 CLIP_TOKENS = 257  # of one picture, where only the number of them matters
 GUIDANCE = ("guidance_scale", "guidance_scale_2")  # the parameter that holds each expert's guidance scale
-MAX_MEMORY_SHARE = 0.5  # of what is free, for the activations of a batch
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What a request gives the model besides noise; what is None is absent.
-
-    `text` and `negative_text` are embeddings [L, text_dim] with zero rows as padding; the latter is not used without
-    guidance. `channels` [in - out, T', h, w] go into the model beside the latents at every step (mask and latents of the
-    known frames), never into the solver. `image_tokens` [L, image_dim] are CLIP's of the pictures. Both guidance branches
-    see the same of both. `start` [C, T', h, w] are latents of a clip to change: the run begins at the noise level that the
-    request's strength names.
-    """
-
-    text: Tensor
-    negative_text: Tensor | None = None
-    channels: Tensor | None = None
-    image_tokens: Tensor | None = None
-    start: Tensor | None = None
+NO_ADAPTERS: Mapping[str, Sequence[Lora | None]] = {}
 
 
 @dataclass(frozen=True)
@@ -60,15 +42,6 @@ class Expert:
     caches: Mapping[str, StepCache] = field(default_factory=dict)
     lowest_timestep: float = 0.0
     guidance: str = GUIDANCE[0]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step will do: by which expert, computed or from the cache, and with how many guidance branches."""
-
-    expert: int
-    computed: bool
-    branches: int
 
 
 Plan = tuple[Step, ...]
@@ -119,75 +92,6 @@ class DenoiseInfo:
         self.forwards += step.computed * step.branches
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a GPU or, for the CPU, in the machine."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def batch_branches(dit: WanDiT, tokens: int) -> bool:
-    """Whether both guidance branches go through the model as one batch: if they are small and their memory is there."""
-    if 2 * tokens > MAX_BATCHED_TOKENS:
-        return False
-    # the widest moment: residual, norm and the hidden feed-forward layer
-    width = dit.config.ffn_dim + 8 * dit.config.dim
-    return 2 * tokens * width * 4 <= MAX_MEMORY_SHARE * free_bytes(dit.device)
-
-
-class _Evaluator:
-    """An expert with what stays the same over a request; evaluates one step, both guidance branches."""
-
-    def __init__(
-        self, dit: WanDiT, timesteps: Sequence[float], texts: list[Tensor], guidance: float, shape, given: Conditioning
-    ):
-        self.dit, self.guidance = dit, guidance
-        self.channels = _channels(dit, given, shape)
-        self.time, self.modulation = dit.time_embeddings(timesteps)
-        self.rotary = dit.rotary(shape)
-        image = None if given.image_tokens is None else given.image_tokens[None].to(dit.device)
-        both = dit.conditioning(torch.stack(texts).to(dit.device), image)
-        self.conditional = both.select(0)
-        tokens = self.rotary.shape[1]
-        whole = len(texts) == 1 or batch_branches(dit, tokens)
-        self.branches = [both] if whole else [both.select(i) for i in range(len(texts))]
-        self.residual: Any = None  # of the last computed step, [1 or 2, S, dim]
-        self.keep_residual = False
-
-    def _run(self, tokens: Tensor, i: int, branches: list[Sources]) -> Tensor:  # [1, S, dim] -> [1 or 2, S, dim]
-        modulation = self.modulation[i : i + 1]
-        outputs = [
-            self.dit.run_blocks(tokens.expand(b.batch, -1, -1).contiguous(), modulation, self.rotary, b)
-            for b in branches
-        ]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-    def velocity(self, latents: Tensor, i: int, step: Step) -> Tensor:  # [C, T', h, w] float32
-        inputs = latents if self.channels is None else torch.cat([latents, self.channels])
-        tokens = self.dit.patchify(inputs[None])
-        branches = self.branches if step.branches == 2 else [self.conditional]
-        if step.computed:
-            out = self._run(tokens, i, branches)
-            self.residual = out - tokens if self.keep_residual else None
-        else:
-            out = tokens + self.residual[: sum(b.batch for b in branches)]
-        output = self.dit.unpatchify(out, self.time[i : i + 1], latents.shape).float()
-        if step.branches == 1:
-            return output[0]
-        conditional, unconditional = output
-        return unconditional + self.guidance * (conditional - unconditional)
-
-
-def _channels(dit: WanDiT, given: Conditioning, shape) -> Tensor | None:
-    """What goes into the model beside latents of `shape`; raises InvalidRequest if it is not what the model takes."""
-    count = dit.config.in_channels - dit.config.out_channels
-    expected = (count, *shape[1:]) if count else None
-    found = None if given.channels is None else tuple(given.channels.shape)
-    if found != expected:
-        raise InvalidRequest("condition channels shape", found, str(expected or "none, as this model takes none"))
-    return None if given.channels is None else given.channels.to(dit.device, torch.float32)
-
-
 def initial_latents(seed: int, shape: tuple[int, ...]) -> Tensor:
     """Gaussian noise of `shape`, float32, drawn on the CPU so that a seed means the same on every device."""
     generator = torch.Generator().manual_seed(seed)
@@ -202,6 +106,7 @@ class Denoiser:
     geometry: Geometry
     grid: str = "wan"
     levels: tuple[float, ...] = ()  # of a distilled model's steps, where no grid has them
+    evaluators: Callable[[WanDiT, Span], Evaluator] = Evaluator  # what evaluates an expert's steps, here or on ranks
 
     @property
     def device(self) -> torch.device:
@@ -276,13 +181,16 @@ class Denoiser:
         latents: Tensor | None = None,
         on_step: Callable[[Progress], None] | None = None,
         resume: Resume | None = None,
+        adapters: Mapping[str, Sequence[Lora | None]] = NO_ADAPTERS,
     ) -> tuple[Tensor, DenoiseInfo]:
         """Run the sampler from noise to latents [C, T', h, w], float32.
 
         `schedule` is by default that of the request; one that was cut short starts from `latents` at its first noise
-        level. `latents` replaces the noise of the seed. An exception from `on_step` (wan.Cancelled) ends the loop. Raises
-        InvalidRequest for latents, or a resume point, that do not fit the request.
+        level. `latents` replaces the noise of the seed. An exception from `on_step` (wan.Cancelled) ends the loop. `adapters`
+        has those that the request names, one for each expert. Raises InvalidRequest for latents, or a resume point, that do
+        not fit the request, and for an adapter that is not there.
         """
+        beside = self._beside(request, adapters)
         schedule = schedule or self.schedule(request, of_clip=conditioning.start is not None)
         plan = self.plan(request, schedule)
         if conditioning.start is not None and resume is None:
@@ -290,38 +198,61 @@ class Denoiser:
         state, start = self._start(request, schedule, latents, resume, plan)
         sampler = samplers.solver(request.sampler, request.seed)
         info = DenoiseInfo(plan, self.engine, start if resume else None)
-        active: int | None = None
-        evaluator: _Evaluator | None = None
+        evaluator: Evaluator | None = None
 
-        for i in range(start, len(plan)):
-            began, step, x = time.perf_counter(), plan[i], state.latents
-            if evaluator is None or step.expert != active:
-                active, evaluator = step.expert, None  # the memory of the one before is free first
-                evaluator = self._evaluator(plan, active, schedule, conditioning, request, x.shape)
-            velocity = evaluator.velocity(x, i, step)
-            state = sampler(state, velocity, schedule.sigmas, i)
-            if x.is_cuda:  # else the loop runs ahead of the GPU: no honest time, no cancel within a step
-                torch.cuda.synchronize(x.device)
-            info.count(step, time.perf_counter() - began)
-            if on_step is not None:
-                done = i + 1
-                resumable = done < len(plan) and plan[done].computed
-                x0, seconds = x - schedule.sigmas[i] * velocity, info.step_seconds[-1]
-                on_step(Progress(done, len(plan), info.steps_skipped, step.computed, seconds, resumable, state, x0))
+        with ExitStack() as active:
+            for i in range(start, len(plan)):
+                began, step, x = time.perf_counter(), plan[i], state.latents
+                if evaluator is None or step.expert != plan[i - 1].expert:
+                    evaluator = None
+                    active.close()  # the memory of the one before is free first
+                    evaluator = active.enter_context(
+                        self._evaluator(plan, step.expert, schedule, conditioning, request, x.shape, beside)
+                    )
+                velocity = evaluator.velocity(x, i, step)
+                state = sampler(state, velocity, schedule.sigmas, i)
+                if x.is_cuda:  # else the loop runs ahead of the GPU: no honest time, no cancel within a step
+                    torch.cuda.synchronize(x.device)
+                info.count(step, time.perf_counter() - began)
+                if on_step is not None:
+                    done = i + 1
+                    resumable = done < len(plan) and plan[done].computed
+                    x0, seconds = x - schedule.sigmas[i] * velocity, info.step_seconds[-1]
+                    on_step(Progress(done, len(plan), info.steps_skipped, step.computed, seconds, resumable, state, x0))
         info.engine = self.engine  # as it ran: blocks may have run uncompiled
         return state.latents, info
 
+    def _beside(
+        self, request: GenerationRequest, adapters: Mapping[str, Sequence[Lora | None]]
+    ) -> list[list[tuple[Lora, float]]]:
+        """For each expert the adapters of the request, with their strengths."""
+        beside: list[list[tuple[Lora, float]]] = [[] for _ in self.experts]
+        if request.lora and self.evaluators is not Evaluator:  # the other ranks know nothing of them
+            raise InvalidRequest("lora", request.lora[0].name, "nothing, as one video is computed on several GPUs here")
+        for adapter in request.lora:
+            if adapter.name not in adapters:
+                raise InvalidRequest(
+                    "lora", adapter.name, f"adapters that were loaded: {', '.join(adapters) or 'none'}"
+                )
+            for own, lora in zip(beside, adapters[adapter.name], strict=True):
+                own += [(lora, adapter.strength)] if lora and adapter.strength else []
+        return beside
+
+    @contextmanager
     def _evaluator(
-        self, plan: Plan, index: int, schedule: Schedule, conditioning: Conditioning, request, shape
-    ) -> _Evaluator:
+        self, plan: Plan, index: int, schedule: Schedule, conditioning: Conditioning, request, shape, beside
+    ) -> Iterator[Evaluator]:
         expert, steps = self.experts[index], [step for step in plan if step.expert == index]
         texts: list[Any] = [conditioning.text]
         if any(step.branches == 2 for step in steps):
             texts.append(conditioning.negative_text)
-        guidance = getattr(request, expert.guidance)
-        evaluator = _Evaluator(expert.dit, schedule.timesteps, texts, guidance, shape, conditioning)
-        evaluator.keep_residual = not all(step.computed for step in steps)
-        return evaluator
+        span = Span(
+            index, schedule.timesteps, tuple(texts), getattr(request, expert.guidance), tuple(shape),
+            conditioning.channels, conditioning.image_tokens, not all(step.computed for step in steps),
+            len(texts) == 2 and batch_branches(expert.dit, expert.dit.rotary(shape).shape[1]),
+        )  # fmt: skip
+        with adapted.applied(expert.dit, beside[index]):
+            yield self.evaluators(expert.dit, span)
 
     def _noised(self, request: GenerationRequest, clip: Tensor, noise: Tensor | None, sigma: float) -> Tensor:
         """The latents of a clip at a noise level; raises InvalidRequest if they are not those of such a video."""

@@ -351,10 +351,13 @@ class WanDiT(nn.Module):
             x = block(x, modulation, rotary, sources)
         return x
 
-    def unpatchify(self, x: Tensor, time: Tensor, latents_shape) -> Tensor:  # [B, S, dim] -> [B, out, T, h, w]
+    def project(self, x: Tensor, time: Tensor) -> Tensor:  # [B, S, dim] -> [B, S, values of a patch]
+        return self.head(x, time)
+
+    def unpatchify(self, x: Tensor, latents_shape) -> Tensor:  # [B, S, values of a patch] -> [B, out, T, h, w]
         t, h, w = latents_shape[-3:]
         _, ph, pw = self.config.patch_size
-        x = self.head(x, time).view(x.shape[0], t, h // ph, w // pw, ph, pw, -1)
+        x = x.view(x.shape[0], t, h // ph, w // pw, ph, pw, -1)
         return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(x.shape[0], -1, t, h, w)
 
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, image_tokens: Tensor | None = None) -> Tensor:
@@ -363,4 +366,4 @@ class WanDiT(nn.Module):
         time, modulation = self.time_embeddings(timestep)
         conditioning = self.conditioning(context, image_tokens)
         x = self.run_blocks(self.patchify(latents), modulation, self.rotary(latents.shape), conditioning)
-        return self.unpatchify(x, time, latents.shape)
+        return self.unpatchify(self.project(x, time), latents.shape)

@@ -1,7 +1,7 @@
 """Text to video in one process: the three verbs that the serving stages call, and their composition."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from contract.parameters import GenerationRequest
 from wan import known_frames
 from wan.checkpoint import Checkpoint
 from wan.clip import ClipVision
-from wan.denoise import GUIDANCE, Conditioning, DenoiseInfo, Denoiser, Expert, Progress, Resume
+from wan.denoise import GUIDANCE, NO_ADAPTERS, Conditioning, DenoiseInfo, Denoiser, Expert, Progress, Resume
 from wan.dit import WanDiT
+from wan.lora import Lora
 from wan.optimize import Options, optimized
 from wan.pictures import Clip, Picture, clip_pixels
 from wan.text import TextEncoder, Tokenizer
@@ -153,9 +154,12 @@ class Pipeline:
         latents: Tensor | None = None,
         on_step: Callable[[Progress], None] | None = None,
         resume: Resume | None = None,
+        adapters: Mapping[str, Sequence[Lora | None]] = NO_ADAPTERS,
     ) -> tuple[Tensor, DenoiseInfo]:
         """See `Denoiser.run`."""
-        return self.denoiser.run(conditioning, request, latents=latents, on_step=on_step, resume=resume)
+        return self.denoiser.run(
+            conditioning, request, latents=latents, on_step=on_step, resume=resume, adapters=adapters
+        )
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -167,17 +171,18 @@ class Pipeline:
     def __call__(
         self, prompt: str, *, image: Picture | None = None, last_image: Picture | None = None,
         video: Clip | None = None, latents: Tensor | None = None,
-        on_step: Callable[[Progress], None] | None = None, **parameters,
+        on_step: Callable[[Progress], None] | None = None,
+        adapters: Mapping[str, Sequence[Lora | None]] = NO_ADAPTERS, **parameters,
     ) -> Video:  # fmt: skip
         """Generate one video, from pictures (PIL or uint8 [H, W, 3]) or a clip (frames) if the model takes them. `parameters`
-        are those of `contract.GenerationRequest`; what is absent or None takes the checkpoint's default. Raises
-        InvalidRequest."""
+        are those of `contract.GenerationRequest`; what is absent or None takes the checkpoint's default. `adapters`: for each
+        name in the parameter `lora` one for each expert. Raises InvalidRequest."""
         media = Media(image, last_image, video)
         request = self.card.request(prompt=prompt, **parameters)
         clock = [time.perf_counter()]
         conditioning = self.condition(request, media)
         clock.append(time.perf_counter())
-        latents, done = self.denoise(conditioning, request, latents, on_step)
+        latents, done = self.denoise(conditioning, request, latents, on_step, adapters=adapters)
         clock.append(time.perf_counter())
         frames = self.decode(latents)
         clock.append(time.perf_counter())
@@ -188,7 +193,8 @@ class Pipeline:
 
 def describe(card: ModelCard, request: GenerationRequest, done: DenoiseInfo, seconds: dict[str, float]) -> dict:
     """The facts about a finished run that clients get as INFO."""
-    parameters = {name: value for name, value in asdict(request).items() if name not in ("prompt", "negative_prompt")}
+    said = {name: value for name, value in asdict(request).items() if name not in ("prompt", "negative_prompt")}
+    parameters = {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
     counts: dict = {
         "steps_computed": done.steps_computed,
         "steps_skipped": done.steps_skipped,

@@ -168,14 +168,17 @@ def is_over(video: dict) -> bool:
 
 
 @contextlib.contextmanager
-def under_fire(repository: Path, steps: int, with_database: bool = True) -> Iterator[Drill]:
-    """A running stack whose jobs are in PostgreSQL if that shall be killed too, with its reference run made."""
+def under_fire(
+    repository: Path, steps: int, with_database: bool = True, more: dict[str, str] | None = None
+) -> Iterator[Drill]:
+    """A running stack whose jobs are in PostgreSQL if that shall be killed too, with its reference run made; `more` settings."""
     postgres = Postgres() if with_database else None
     environment = {
         "WAN_LEASE_SECONDS": "3",
         "WAN_HEARTBEAT_SECONDS": "0.5",
         "WAN_CHECKPOINT_SECONDS": str(CHECKPOINT_SECONDS),
         "WAN_DATABASE_URL": postgres.url() if postgres else "",
+        **(more or {}),
     }
     try:
         with (

@@ -22,6 +22,7 @@ class FleetOptions:
     """What the replicas are like; all times in seconds. A replica is one denoise slot on one GPU."""
 
     cold_start: float = 180.0
+    cold_spread: float = 0.0  # sigma of a lognormal around it: nodes, images and weights take their time
     initial_replicas: int = 0
     metric_delay: float = 30.0  # two scrape intervals between the truth and what the autoscaler sees
     drain_budget: float = 480.0  # what preStop may take; a job that does not fit is handed over at its next checkpoint
@@ -185,10 +186,14 @@ class Fleet:
         self.count[COLD] += 1
         self.replicas += 1
         self.cold_rows.append(row)
-        heapq.heappush(self.events, (now + (0.0 if warm else self.options.cold_start), READY, row))
+        heapq.heappush(self.events, (now + (0.0 if warm else self._cold_seconds()), READY, row))
         rate = self.options.spot_losses_per_hour
         if rate:
             heapq.heappush(self.events, (now + self.rng.exponential(3600 / rate), LOST, row))
+
+    def _cold_seconds(self) -> float:
+        spread = self.options.cold_spread
+        return self.options.cold_start * (self.rng.lognormal(0, spread) if spread else 1.0)
 
     def _ready(self, now: float, row: int) -> None:
         if self.state[row] != COLD:

@@ -1,5 +1,6 @@
 """Pictures of a comparison; matplotlib is imported only when one is drawn."""
 
+import math
 from pathlib import Path
 
 
@@ -54,3 +55,30 @@ def shares(rows: dict[str, dict], path: Path) -> None:
     axes.set_xlabel("GPU-hours per video")
     axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def frontiers(mixes: dict[str, dict], ours: str, path: Path) -> None:
+    """Mean cost against mean wait of every rule's targets, a panel a mix; a star is our rule at the target that it has."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    matplotlib.rcParams["svg.hashsalt"] = "frontier"  # the same numbers make the same file
+    import matplotlib.pyplot as plt
+
+    rows = math.ceil((len(mixes) + 1) / 2)
+    figure, panels = plt.subplots(rows, 2, figsize=(9, 2.6 * rows), layout="constrained")
+    for axes, (mix, found) in zip(panels.flat, mixes.items(), strict=False):
+        for name, points in found["curves"].items():
+            points = sorted(map(tuple, points))
+            width, order = (2.2, 3) if name == ours else (1.0, 2)
+            axes.plot(*zip(*points, strict=True), marker=".", label=name, linewidth=width, zorder=order)
+        axes.plot(found["wait_p95"], found["cost"], "k*", zorder=4)
+        axes.set(title=mix, xlim=(0, 3 * found["wait_p95"]), ylim=(0.8 * found["cost"], 1.6 * found["cost"]))
+        axes.set(xlabel="wait p95 [s]", ylabel="GPU-hours a video")
+    for axes in list(panels.flat)[len(mixes) :]:
+        axes.axis("off")
+    last = list(panels.flat)[-1]
+    last.legend(*panels.flat[0].get_legend_handles_labels(), loc="center", fontsize=9)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)

@@ -12,8 +12,8 @@ def waits(fleet: Fleet) -> np.ndarray:
     return np.array(fleet.first_start) - fleet.trace.arrival
 
 
-def summarise(fleet: Fleet) -> dict:
-    """The row of one run; times in seconds, money in GPU-hours."""
+def summarise(fleet: Fleet, gpus: int = 1) -> dict:
+    """The row of one run; times in seconds, money in GPU-hours, a replica having so many GPUs."""
     accounts, wait = fleet.accounts, waits(fleet)
     finish = np.array(fleet.finish)
     latency = finish - fleet.trace.arrival
@@ -24,13 +24,13 @@ def summarise(fleet: Fleet) -> dict:
         "wait_mean": float(wait.mean()),
         **{f"wait_p{p}": float(np.percentile(wait, p)) for p in PERCENTILES},
         **{f"latency_p{p}": float(np.percentile(latency, p)) for p in PERCENTILES},
-        "gpu_hours_per_video": accounts.total / 3600 / len(wait),
-        "useful_gpu_hours_per_video": accounts.useful / 3600 / len(wait),
-        "wasted_gpu_seconds": accounts.wasted,
+        "gpu_hours_per_video": gpus * accounts.total / 3600 / len(wait),
+        "useful_gpu_hours_per_video": gpus * accounts.useful / 3600 / len(wait),
+        "wasted_gpu_seconds": gpus * accounts.wasted,
         "wasted_share": accounts.wasted / accounts.total,
-        "cold_gpu_seconds": accounts.cold,
-        "idle_gpu_seconds": accounts.idle,
-        "lost_gpu_seconds": accounts.lost,
+        "cold_gpu_seconds": gpus * accounts.cold,
+        "idle_gpu_seconds": gpus * accounts.idle,
+        "lost_gpu_seconds": gpus * accounts.lost,
         "replicas_mean": float(replicas.mean()),
         "replicas_max": int(replicas.max()),
         "spot_losses": accounts.losses,

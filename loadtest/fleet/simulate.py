@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from contract.errors import InvalidRequest
+from contract.parallel import ONE_RANK, Degrees
 from loadtest.base.inputs import ProfileError
 from loadtest.fleet import plots
 from loadtest.fleet.fleet import Fleet, FleetOptions
@@ -29,6 +31,13 @@ def _number(low: float, high: float, kind=float):
     return parse
 
 
+def _degrees(text: str) -> Degrees:
+    try:
+        return Degrees.parse(text)
+    except InvalidRequest as error:
+        raise argparse.ArgumentTypeError(f"{text}; allowed: {error.allowed}") from None
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     load = parser.add_argument_group("arrivals")
     load.add_argument("--shape", choices=SHAPES, default="day")
@@ -38,6 +47,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--jobs", type=_number(1, 10_000_000, int), default=20_000)
     load.add_argument("--per-hour", type=_number(0.01, 1e7), default=600.0, help="mean arrivals an hour")
     load.add_argument("--mix", default=DEFAULT_MIX, help="NAME:SHARE:GPU_SECONDS,…")
+    load.add_argument(
+        "--parallel", type=_degrees, default=ONE_RANK, metavar="cfg2xulyssesN",
+        help="a replica makes one video on several GPUs, in the time that is predicted for them",
+    )  # fmt: skip
     load.add_argument(
         "--prediction-error", type=_number(0, 2), default=0.1, help="sigma of the lognormal error of the cost model"
     )
@@ -63,7 +76,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def simulate(options: argparse.Namespace) -> dict:
     """Run all scenarios of the command line and return the result that is written as JSON."""
-    mix = parse_mix(options.mix)
+    share = options.parallel.sequence_share / options.parallel.cfg
+    mix = [replace(kind, gpu_seconds=kind.gpu_seconds * share) for kind in parse_mix(options.mix)]
     if options.trace:
         trace = read_trace(options.trace, mix, options.prediction_error, options.seed)
     else:
@@ -80,10 +94,11 @@ def simulate(options: argparse.Namespace) -> dict:
         cold_start=options.cold_start, drain_budget=options.drain_budget, checkpoint_every=options.checkpoint_every
     )
     began = time.perf_counter()
-    result = compare(trace, policy, fleet, options.spot_losses, options.seed, _progress)
+    result = compare(trace, policy, fleet, options.spot_losses, options.seed, _progress, options.parallel.ranks)
     result["frontier"] = frontier(trace, policy, fleet, options.seed) if options.sweep else {}
     result["seconds"] = time.perf_counter() - began
     result["policy"], result["fleet"] = asdict(policy), asdict(fleet)
+    result["gpus_per_replica"] = options.parallel.ranks
     result["trace"] = {"jobs": len(trace), "offered_load": trace.offered_load, "mix": [asdict(kind) for kind in mix]}
     return result
 
@@ -112,7 +127,13 @@ Report = Callable[[str, dict], None]
 
 
 def compare(
-    trace: Trace, policy: ScalingPolicy, options: FleetOptions, losses_per_hour: float, seed: int, done: Report
+    trace: Trace,
+    policy: ScalingPolicy,
+    options: FleetOptions,
+    losses_per_hour: float,
+    seed: int,
+    done: Report,
+    gpus: int = 1,
 ) -> dict:
     """Run every scenario and return {"rows": name → summary, "timelines": rule → samples}."""
     rows: dict[str, dict] = {}
@@ -120,7 +141,7 @@ def compare(
 
     def run(name: str, rule, changed: FleetOptions) -> Fleet:
         fleet = Fleet(trace, policy, rule, changed, seed).run()
-        rows[name] = summarise(fleet)
+        rows[name] = summarise(fleet, gpus)
         done(name, rows[name])
         return fleet
 

@@ -81,7 +81,7 @@ class VideoAnswer(BaseModel):
 
 
 # with every parameter, which a job of an older version may not name
-_SHOWN: dict[str, Any] = {p.name: (p.rule.python | None, None) for p in SHOWN}
+_SHOWN: dict[str, Any] = {p.name: (p.rule.json | None, None) for p in SHOWN}
 Video = create_model("Video", __base__=VideoAnswer, **_SHOWN)
 
 
@@ -131,6 +131,7 @@ class Model(BaseModel):
     defaults: dict
     limits: dict
     media: dict  # pictures and clips that a request may carry
+    loras: list[str]  # adapters that it may name
 
 
 class ModelList(BaseModel):

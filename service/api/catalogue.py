@@ -25,13 +25,13 @@ class Served:
     factor: float = 1.0  # how much longer its jobs really take than the formula says
     workers: int = 0
 
-    def price(self, request: dict, media: Collection[str] = ()) -> tuple[float, float]:
-        """Predicted GPU-seconds of a complete request with such media: as the formula says, and as jobs really take.
+    def price(self, request: dict, media: Collection[str] = (), rank: int = 0) -> tuple[float, float]:
+        """Predicted GPU-seconds of a complete request with such media and adapters of so much rank: as the formula says, and as jobs really take.
 
         Raises InvalidRequest where nothing is left to do, such as for a strength that changes no step of a clip.
         """
         try:
-            raw = self.costs.predict(request, self.card.geometry, media, self.card.continues)
+            raw = self.costs.predict(request, self.card.geometry, media, self.card.continues, rank)
         except OutOfBounds as error:
             raise InvalidRequest(error.field, error.value, error.allowed) from None
         return raw, raw * self.factor

@@ -12,6 +12,8 @@ from dataclasses import replace
 from starlette.concurrency import run_in_threadpool
 
 from contract import traces
+from contract.adapters import parse
+from service.adapters import Adapters
 from service.api import addresses, answers, webhooks
 from service.api.auth import Caller, Keys
 from service.api.catalogue import Catalogue, Served
@@ -22,7 +24,7 @@ from service.api.shapes import notices
 from service.errors import InvalidRequest, ServiceError, StorageError, Unavailable
 from service.logs import prompt_fields
 from service.media.files import Kept
-from service.metrics import measured_metrics, store_metrics
+from service.metrics import measured_metrics, store_metrics, used_metrics
 from service.settings import Settings
 from service.storage import Storage, input_key
 from service.store import Job, JobStore, NewJob, Priority
@@ -41,8 +43,9 @@ class Gateway:
 
     def __init__(self, settings: Settings):
         self.settings, self.catalogue = settings, Catalogue(settings)
-        self.keys = Keys(settings)
+        self.keys = Keys(settings, lambda: self.store)
         self.intake = Intake(settings, self.catalogue)
+        self.adapters = Adapters(settings)
         self.files = Storage(settings.storage, settings.storage_endpoint_url)
         self._store: JobStore | None = None
         self._tasks: list[asyncio.Task] = []
@@ -115,12 +118,22 @@ class Gateway:
         async with self.intake.kept(request) as kept:
             shown = next(((file.width, file.height) for file in kept.values()), None)
             values = request.resolve(served.card, shown) | (about or {})
-            new = self._priced(request, served, values, caller, Priority[priority], idempotency_key)
-            job, made = await run_in_threadpool(self._submit, new, kept, request.reuse_finished, caller.max_queued)
+            rank = await self._rank(values, served)
+            new = self._priced(request, served, values, caller, Priority[priority], idempotency_key, rank)
+            job, made = await run_in_threadpool(self._submit, new, kept, request.reuse_finished, caller)
         traces.note({"wan.job": job.id})
         extra = {"job": job.id, "owner": caller.name, "gpu_seconds": round(job.cost, 2), "repeated": not made}
         logger.info("submitted", extra=extra | prompt_fields(values["prompt"], self.settings.log_prompts))
         return job, made
+
+    async def _rank(self, values: dict, served: Served) -> int:
+        """Of the request's adapters together; InvalidRequest for one that the model does not have."""
+        wanted = parse(values["lora"])
+        return (
+            sum(entry.rank for entry in await run_in_threadpool(self.adapters.named, wanted, served.name))
+            if wanted
+            else 0
+        )
 
     def _priced(
         self,
@@ -130,11 +143,12 @@ class Gateway:
         caller: Caller,
         priority: Priority,
         idempotency_key: str | None,
+        rank: int,
     ) -> NewJob:
         if request.given("seed") is None and idempotency_key is not None:
             # a repetition must be recognised as the same request although its seed would be drawn anew
             values["seed"] = stable_seed(caller.name, idempotency_key)
-        raw, cost = served.price(values, request.media())
+        raw, cost = served.price(values, request.media(), rank)
         if cost > self.settings.max_job_gpu_seconds:
             raise _too_much(cost, self.settings.max_job_gpu_seconds)
         return NewJob(
@@ -151,7 +165,7 @@ class Gateway:
             traceparent=traces.traceparent(),
         )
 
-    def _submit(self, new: NewJob, kept: dict[str, Kept], reuse: bool, max_queued: int | None) -> tuple[Job, bool]:
+    def _submit(self, new: NewJob, kept: dict[str, Kept], reuse: bool, caller: Caller) -> tuple[Job, bool]:
         """Store the files, then the job. Files of a job that is not made go at once, or when their reservation runs out."""
         media = {name: {"key": input_key(new.id, file.path.name), "sha256": file.sha256, "type": file.type}
                  for name, file in kept.items()}  # fmt: skip
@@ -159,12 +173,12 @@ class Gateway:
         if reuse and (earlier := self.store.finished_like(new.owner, new.model, new.request)) is not None:
             return earlier, False
         if not kept:
-            return self.store.submit(new, max_queued)
+            return self.store.submit(new, caller.max_queued, caller.gpu_seconds_per_day)
         self.store.reserve(new)
         try:
             for name, file in kept.items():
                 self.files.put(file.path, media[name]["key"])
-            job, made = self.store.submit(new, max_queued)
+            job, made = self.store.submit(new, caller.max_queued, caller.gpu_seconds_per_day)
         except Unavailable:  # the job may have been stored all the same
             raise
         except ServiceError:
@@ -314,6 +328,8 @@ class Gateway:
     async def metrics(self) -> str:
         try:
             text = store_metrics(await run_in_threadpool(self._stats))
+            if self.settings.key_metrics:
+                text += used_metrics(await run_in_threadpool(self.store.used_today))
         except ServiceError as error:
             logger.warning("no metrics of the store", extra={"reason": str(error)})
             text = ""

@@ -65,7 +65,7 @@ class Guard:
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         scope["wan.text_limit"], scope["wan.files"] = self.gateway.settings.max_body_bytes, []
         try:
-            self._admit(scope, headers)
+            await self._admit(scope, headers)
             if self._may_carry_files(scope, headers):
                 await self._pass_files(scope, headers, receive, send)
             else:
@@ -99,11 +99,12 @@ class Guard:
         finally:
             self._uploads -= 1
 
-    def _admit(self, scope: Scope, headers: Headers) -> None:
+    async def _admit(self, scope: Scope, headers: Headers) -> None:
         if _is_public(scope["path"]):
             return
         address = scope["client"][0] if scope.get("client") else ""
-        scope.setdefault("state", {})["caller"] = self.gateway.keys.caller(headers.get("authorization"), address)
+        caller = await self.gateway.keys.caller(headers.get("authorization"), address)
+        scope.setdefault("state", {})["caller"] = caller
 
 
 def _is_public(path: str) -> bool:

@@ -203,6 +203,7 @@ async def delete_video(gateway: TheGateway, caller: TheCaller, job_id: JobId):
 @router.get("/models", response_model=answers.ModelList, responses=errors())
 async def list_models(gateway: TheGateway, caller: TheCaller):
     """The models, their defaults and the limits of every parameter; the one that goes without saying is first."""
+    adapters = await run_in_threadpool(gateway.adapters.all)
     data = [
         answers.Model(
             id=served.name,
@@ -212,6 +213,7 @@ async def list_models(gateway: TheGateway, caller: TheCaller):
             defaults=asdict(served.card.defaults),
             limits=requests.limits(served.card),
             media=intake.offered(served.card),
+            loras=[entry.name for entry in adapters if entry.model == served.name],
         )
         for served in gateway.catalogue.models.values()
     ]

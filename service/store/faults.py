@@ -13,9 +13,9 @@ job may take each of its workers down for good.
 from sqlalchemy import Connection, delete, exists, func, insert, not_, or_, select, update
 
 from service.errors import Fault
-from service.store import shares
+from service.store import budgets, shares
 from service.store.estimates import WORKER_ALIVE_SECONDS
-from service.store.finishing import finish, settle
+from service.store.finishing import finish, settle, used_until
 from service.store.jobs import CANCELLED, FAILED, QUEUED, RUNNING, Bounds, Job, Loss
 from service.store.schema import BLAMED_WORKER, SUSPECTED, attempts, jobs, workers
 
@@ -82,7 +82,12 @@ def retake(conn: Connection, now: float, job: Job, seconds: float) -> Job:
     """Give a job whose lease ran out back to its worker, which lives after all; nobody has taken it meanwhile."""
     shares.charge(conn, job.owner, job.cost)
     shares.dequeued(conn, job.owner, job.level, job.cost)
-    conn.execute(delete(attempts).where(attempts.c.job_id == job.id, attempts.c.fence == job.fence))
+    lost = (attempts.c.job_id == job.id, attempts.c.fence == job.fence)
+    if (lost_at := conn.execute(select(attempts.c.ended_at).where(*lost)).scalar()) is not None:
+        settled = used_until(lost_at, job)  # the end of the attempt counts them again
+        shares.charge(conn, job.owner, -settled)
+        budgets.use(conn, lost_at, job.owner, -settled)
+    conn.execute(delete(attempts).where(*lost))
     values = {"status": RUNNING, "lease_until": now + seconds, "attempts": job.attempts + 1, "updated_at": now,
               "losses": max(0, job.losses - 1)}  # fmt: skip
     return Job.from_row(conn.execute(update(jobs).where(jobs.c.id == job.id).values(**values).returning(jobs)).one())

@@ -5,7 +5,7 @@ import json
 from sqlalchemy import Connection, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from service.store import shares
+from service.store import budgets, shares
 from service.store.jobs import Job
 from service.store.schema import jobs, outbox
 
@@ -31,8 +31,14 @@ def finish(conn: Connection, now: float, job: Job, status: str, retention: float
     shares.upsert(conn, *shares.count_up(f"jobs_{status}"))
 
 
-def settle(conn: Connection, now: float, job: Job, used: float | None = None) -> None:
+def settle(conn: Connection, now: float, job: Job, used: float | None = None, videos: int = 0) -> None:
     """Correct the owner's charge from the predicted GPU-seconds, taken at lease time, to those really used."""
     if used is None:
-        used = max(0.0, min(now - (job.leased_at or now), job.cost))
+        used = used_until(now, job)
     shares.charge(conn, job.owner, used - job.cost)
+    budgets.use(conn, now, job.owner, used, videos)
+
+
+def used_until(now: float, job: Job) -> float:
+    """GPU-seconds that an attempt is taken to have used that nobody measured."""
+    return max(0.0, min(now - (job.leased_at or now), job.cost))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection, update
 
-from service.store import models, preemption, upkeep
+from service.store import budgets, models, preemption, upkeep
 from service.store.database import Database, transaction
 from service.store.jobs import TERMINAL, Bounds
 from service.store.schema import jobs
@@ -52,6 +52,7 @@ class Housekeeping:
         now = self.database.now(conn)
         upkeep.look_at_clock(conn, now, self.lease_seconds)
         upkeep.drop_dead_workers(conn, now)
+        budgets.forget(conn, now)
         models.adopt(conn, self.model)
 
     def _one_by_one(self, change: Callable[[Connection, float], str | None]) -> list[str]:

@@ -95,7 +95,7 @@ def heartbeat(conn: Connection, now: float, job_id: str, fence: int, seconds: fl
 def complete(conn: Connection, now: float, job: Job, retention: float, video: tuple[str, int], info: dict) -> str:
     """Publish the result, unless the caller cancelled meanwhile; returns the status that the job got. `job` is held."""
     used = float(info.get("gpu_seconds", max(0.0, now - (job.leased_at or now))))
-    settle(conn, now, job, used)
+    settle(conn, now, job, used, videos=0 if job.cancel_requested else 1)
     if job.cancel_requested:
         finish(conn, now, job, CANCELLED, retention)
         return CANCELLED

@@ -68,7 +68,15 @@ MIGRATIONS: list[tuple[str, ...]] = [
         "CREATE TABLE calibrations (model TEXT PRIMARY KEY, log_ratio DOUBLE PRECISION NOT NULL, samples INTEGER NOT NULL)",
         "INSERT INTO calibrations (model, log_ratio, samples) SELECT '', log_ratio, samples FROM calibration",
     ),
-    ("ALTER TABLE jobs ADD COLUMN traceparent TEXT",),
+    (
+        "ALTER TABLE jobs ADD COLUMN traceparent TEXT",
+        """CREATE TABLE api_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL, sha256 TEXT NOT NULL UNIQUE, hint TEXT NOT NULL,
+            limits TEXT NOT NULL, created_at DOUBLE PRECISION NOT NULL, created_by TEXT NOT NULL,
+            revoked_at DOUBLE PRECISION)""",
+        "CREATE TABLE rates (name TEXT PRIMARY KEY, tokens DOUBLE PRECISION NOT NULL, filled_at DOUBLE PRECISION NOT NULL)",
+        """CREATE TABLE usage (day INTEGER NOT NULL, owner TEXT NOT NULL, gpu_seconds DOUBLE PRECISION NOT NULL,
+            videos INTEGER NOT NULL, PRIMARY KEY (day, owner))""",
+    ),
 ]
 
 

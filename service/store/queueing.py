@@ -7,7 +7,7 @@ from sqlalchemy import Connection, insert, select, tuple_, update
 from sqlalchemy import delete as delete_rows
 
 from service.errors import Conflict, DeadlineUnreachable, IdempotencyMismatch, InvalidRequest, QueueFull
-from service.store import estimates, finishing, shares
+from service.store import budgets, estimates, finishing, shares
 from service.store.jobs import CANCELLED, COMPLETED, QUEUED, RUNNING, Job, NewJob
 from service.store.policies import POLICIES
 from service.store.schema import jobs
@@ -23,6 +23,7 @@ class Limits:
     max_queued_per_owner: int = 1000
     ageing: float = 2.0
     policy: str = "shortest"
+    budget: float | None = None  # GPU-seconds that the owner may use a day
 
     def turn(self, now: float, cost: float, deadline: float | None) -> float:
         """Place in the owner's queue of a job submitted now."""
@@ -104,6 +105,8 @@ def admit(conn: Connection, now: float, new: NewJob, limits: Limits) -> None:
         raise QueueFull(
             f"{whose} holds {bound} waiting jobs, its maximum; a place is expected in {retry} s", None, retry
         )
+    if limits.budget is not None:
+        budgets.admit(conn, now, new.owner, new.cost, limits.budget)
     if new.deadline is not None:
         turn = limits.turn(now, new.cost, now + new.deadline)
         place = (new.model, new.owner, int(new.priority), turn, new.cost)

@@ -126,6 +126,39 @@ SUSPECTED = and_(BLAMED_WORKER, attempts.c.advanced == literal_column("0"), atte
 # What everybody depends on and somebody could not use a moment ago (`JobStore.report_trouble`).
 troubles = Table("troubles", metadata, Column("name", String, primary_key=True), Column("until", Float))
 
+# Keys that an admin made over the API or on the command line; of the key itself only the digest is kept.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("name", String),  # the owner of its jobs; several keys may have one
+    Column("sha256", String),
+    Column("hint", String),
+    Column("limits", String),  # JSON
+    Column("created_at", Float),
+    Column("created_by", String),
+    Column("revoked_at", Float),
+)
+
+# What is left of a minute's requests of each caller that has a limit.
+rates = Table(
+    "rates",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("tokens", Float),
+    Column("filled_at", Float),
+)
+
+# GPU-seconds and videos by day and owner, see `budgets.py`.
+usage = Table(
+    "usage",
+    metadata,
+    Column("day", Integer, primary_key=True),
+    Column("owner", String, primary_key=True),
+    Column("gpu_seconds", Float),
+    Column("videos", Integer),
+)
+
 outbox = Table(
     "outbox",
     metadata,

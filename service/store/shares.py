@@ -32,6 +32,11 @@ def lock(conn: Connection, owner: str) -> None:
     conn.execute(select(owners.c.owner).where(owners.c.owner == owner).with_for_update())
 
 
+def hold(conn: Connection, owner: str) -> None:
+    """Lock the account of an owner that may have none yet."""
+    upsert(conn, owners, {"owner": owner, "vtime": 0.0, "weight": 1.0}, ["owner"], {"owner": owner})
+
+
 def enqueued(conn: Connection, owner: str, level: int, cost: float) -> None:
     """Count one more waiting job of `owner`, whose account is locked."""
     changes = {"queued": flows.c.queued + 1, "cost": flows.c.cost + cost}

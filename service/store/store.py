@@ -2,7 +2,7 @@
 
 A transaction of PostgreSQL locks rows in this order, so that no two of them wait for each other:
 
-    clock → one job → its owner → flows of that owner → outbox → counters → calibrations
+    clock → one job → its owner → flows and usage of that owner → outbox → counters → calibrations
 
 It changes one job; what concerns many jobs (upkeep) takes a transaction for each. Only `upkeep.look_at_clock` locks several
 jobs, and it locks nothing after them. Locks that are taken with SKIP LOCKED wait for nobody and may be taken at any place.
@@ -21,6 +21,7 @@ from sqlalchemy.exc import IntegrityError
 
 from service.errors import NotFound, Unavailable
 from service.store import estimates, faults, leases, models, outbox, queueing, shares
+from service.store.accounts import Accounts
 from service.store.database import Database, transaction
 from service.store.finishing import finish, settle
 from service.store.housekeeping import Housekeeping
@@ -47,7 +48,7 @@ TROUBLE_SECONDS = 20.0  # how long a report of trouble counts; who is still in i
 MIGRATION_SECONDS = 600.0
 
 
-class JobStore(Housekeeping):
+class JobStore(Accounts, Housekeeping):
     """Jobs in SQLite or PostgreSQL; safe to use from many threads, processes and (PostgreSQL) hosts."""
 
     def __init__(
@@ -90,9 +91,12 @@ class JobStore(Housekeeping):
 
     # --- the caller's side
 
-    def submit(self, new: NewJob, max_queued: int | None = None) -> tuple[Job, bool]:
-        """Store the job and return (job, True), or (the earlier job, False) for a repeated idempotency key."""
-        limits = self.limits
+    def submit(self, new: NewJob, max_queued: int | None = None, budget: float | None = None) -> tuple[Job, bool]:
+        """Store the job and return (job, True), or (the earlier job, False) for a repeated idempotency key.
+
+        `budget`: GPU-seconds that the owner may use a day.
+        """
+        limits = replace(self.limits, budget=budget)
         if max_queued is not None:
             limits = replace(limits, max_queued_per_owner=min(max_queued, limits.max_queued_per_owner))
         new = new if new.model else replace(new, model=self.model)

@@ -3,11 +3,14 @@
 // What concerns the job and not the video; the rest is the model's and comes with its label and bounds.
 const JOB = { priority: { label: "Priority" }, preview: { label: "Show previews" } };
 let fields = [];
+let adapters = []; // names
 
 const form = document.getElementById("form");
 
-export function build({ defaults, limits }) {
-  const inGroup = (group) => Object.keys(limits).filter((name) => limits[name].group === group);
+export function build({ defaults, limits, loras }) {
+  adapters = loras;
+  const asked = (name) => limits[name].type !== "array" || adapters.length > 0;
+  const inGroup = (group) => Object.keys(limits).filter((name) => limits[name].group === group && asked(name));
   const main = inGroup("main"), more = [...inGroup("more"), ...Object.keys(JOB)];
   fields = [...main, ...more];
   for (const [names, box] of [[main, "main-fields"], [more, "more-fields"]]) {
@@ -57,6 +60,7 @@ function control(name, value, limit) {
     input.type = "checkbox";
     return input;
   }
+  if (limit.type === "array") return chooser(input, limit);
   input.type = "number";
   const whole = limit.type === "integer";
   input.inputMode = whole ? "numeric" : "decimal";
@@ -69,8 +73,23 @@ function control(name, value, limit) {
   return input;
 }
 
+// Adapters as text, NAME:STRENGTH,NAME, with the names to choose from.
+function chooser(input, limit) {
+  input.type = "text";
+  input.title = limit.help;
+  input.dataset.kind = "adapters";
+  input.placeholder = `${adapters[0]}:0.8`;
+  input.setAttribute("list", "adapters");
+  document.getElementById("adapters").replaceChildren(...adapters.map((name) => new Option(name, name)));
+  return input;
+}
+
+// The same text from what a job says.
+export const adaptersText = (list) => list.map(({ name, strength }) => `${name}:${strength}`).join(",");
+
 // The bounds, where they say something to a person.
 function hint(limit) {
+  if (limit.type === "array") return adapters.join(", ");
   return limit.maximum > Number.MAX_SAFE_INTEGER ? limit.help : limit.enum ? "" : (limit.allowed ?? "");
 }
 
@@ -89,6 +108,7 @@ export function values() {
     if (name === "preview") result.preview = result.stream = input.checked;
     else if (name === "priority" && input.value === "normal") continue; // a key that may use less gets its own highest
     else if (input.tagName === "SELECT") result[name] = input.value;
+    else if (input.dataset.kind === "adapters") { if (input.value.trim()) result[name] = input.value; }
     // seeds may be larger than what a JavaScript number holds; the server reads digits in a string just as well
     else if (input.value !== "") result[name] = name === "seed" ? input.value : Number(input.value);
   }
@@ -97,7 +117,10 @@ export function values() {
 
 export function fill(job) {
   form.elements.prompt.value = job.prompt;
-  for (const name of fields) if (job[name] !== null && job[name] !== undefined && name !== "priority") form.elements[name].value = job[name];
+  for (const name of fields) {
+    if (job[name] === null || job[name] === undefined || name === "priority") continue;
+    form.elements[name].value = Array.isArray(job[name]) ? adaptersText(job[name]) : job[name];
+  }
   form.elements.prompt.focus();
 }
 

@@ -55,6 +55,8 @@ const CHINESE = {
   "Cache until": "缓存终点",
   "Frames a second": "每秒帧数",
   "Seed": "随机种子",
+  "Adapters": "适配器（LoRA）",
+  "LoRAs from the server's directory and how strongly each acts.": "服务器目录中的 LoRA 及其强度。",
   "random": "随机",
   "In pixels.": "以像素计。",
   "Length of the video.": "视频长度。",

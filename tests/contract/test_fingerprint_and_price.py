@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from contract import PARAMETERS, Geometry, ModelCard
+from contract.adapters import Adapter
 from contract.cost import PRICED, CostModel
 from contract.parameters import BY_NAME, Defaults
 from contract.rules import Choice, Text
@@ -14,7 +15,7 @@ REQUEST = CARD.request(prompt="a cat", seed=1, guidance_scale=3.0, cache_thresho
 OTHER = {
     "width": 128, "height": 128, "num_frames": 33, "steps": 10, "guidance_scale": 1.0, "guidance_scale_2": 1.0,
     "guidance_end": 0.9, "flow_shift": 9.0, "strength": 0.3, "cache_threshold": 0.3, "cache_start": 0.5, "cache_end": 0.5,
-    "seed": 2,
+    "seed": 2, "lora": (Adapter("ink", 0.5),),
 }  # fmt: skip
 COST = CostModel(
     overhead=0.5, per_token=1e-4, per_token_squared=1e-8, per_pixel=1e-6, per_step=0.01, per_skipped_step=0.001,
@@ -43,6 +44,18 @@ def test_another_picture_is_another_run():
     of = REQUEST.fingerprint
     assert len({of("m"), of("m", {"image": "a"}), of("m", {"image": "b"}), of("m", {"last_image": "a"})}) == 4
     assert of("m", {}) == of("m")
+
+
+def test_another_strength_or_file_of_an_adapter_is_another_run():
+    run, stronger = (replace(REQUEST, lora=(Adapter("ink", strength),)) for strength in (0.5, 0.6))
+    marks = {run.fingerprint("m", None, {"ink": "a"}), run.fingerprint("m", None, {"ink": "b"})}
+    assert len(marks | {stronger.fingerprint("m", None, {"ink": "a"}), REQUEST.fingerprint("m")}) == 4
+
+
+def test_an_adapter_costs_by_its_rank():
+    values = asdict(REQUEST)
+    plain, some, more = (COST.predict(values, Geometry(), rank=rank) for rank in (0, 16, 64))
+    assert plain < some < more < 1.2 * plain
 
 
 def test_a_picture_costs_its_encoding_and_a_changed_clip_fewer_steps():

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CODE = ("*.py", "*.js", "*.pbtxt", "*.html")
 # Words that mean other things too, or what every part of the project has to do with.
 COMMON = {"prompt", "negative_prompt", "width", "height", "num_frames", "steps", "seed", "fps", "cache", "sampler"} | {
-    "strength"
+    "strength",
+    "lora",
 }
 
 

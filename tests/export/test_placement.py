@@ -26,6 +26,26 @@ def test_placement_by_hand():
     assert placement.used == [0, 1, 2, 3, 5, 7]
 
 
+def test_gpus_of_one_video_are_one_instance_on_the_first_of_them():
+    placement = parse_placement("text_encoder=0,denoise=0-7:ulysses4,vae_decoder=7")
+    assert placement.slots == {"text_encoder": 1, "denoise": 2, "vae_decoder": 1}
+    assert placement.leading("denoise") == (0, 4)
+    assert placement.load(3, NEEDS) == 40 * GIB  # each rank has all weights
+    whole = parse_placement("text_encoder=0,denoise=0-7:cfg2xulysses4,vae_decoder=7")
+    assert (whole.slots["denoise"], str(whole.parallel)) == (1, "cfg2xulysses4")
+
+
+@pytest.mark.parametrize(("stage", "degrees", "instances", "message"), [
+    ("denoise=0-7:cfg3", "", 1, "'cfg3' is not understood; allowed: cfg2, ulyssesN"),
+    ("denoise=0-6:ulysses4", "", 1, "ulysses4 takes 4 GPUs, or a multiple; it has 7"),
+    ("denoise=0-3:ulysses4", "", 2, "denoise_instances is 2; allowed with ulysses4: 1"),
+    ("denoise=0", ":cfg2", 1, "vae_decoder runs on one GPU at a time"),
+])  # fmt: skip
+def test_groups_that_cannot_be_are_refused(stage, degrees, instances, message):
+    with pytest.raises(PlacementError, match=message):
+        parse_placement(f"text_encoder=0,{stage},vae_decoder=0-1{degrees}", instances)
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("text_encoder=0,denoise=1", "vae_decoder is missing"),
     ("text_encoder=0,denoise=3-1,vae_decoder=0", "'3-1' is not a GPU or a range"),

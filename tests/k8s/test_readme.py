@@ -1,5 +1,6 @@
 """The operators' README: every command can be run, every path is there, and the numbers are those of the simulator."""
 
+import json
 import re
 import shlex
 
@@ -7,6 +8,7 @@ import pytest
 
 from contract import ModelCard
 from contract.cost import CostModel
+from loadtest.fleet import frontier
 from loadtest.fleet.fleet import Fleet, FleetOptions
 from loadtest.fleet.mix import DEFAULT_MIX, parse_mix
 from loadtest.fleet.report import summarise
@@ -112,6 +114,13 @@ def test_the_comparison_is_what_the_simulator_says(label, rule):
     expected = [f"{row[f'wait_p{p}']:.0f} s" for p in (50, 95, 99)]
     expected += [f"{row['gpu_hours_per_video']:.4f}", f"{100 * row['wasted_share']:.0f} %", str(row["scale_downs"])]
     assert f"| {label} | {' | '.join(expected)} |" in README
+
+
+def test_the_frontier_is_that_of_the_numbers():
+    mixes = json.loads((ROOT / "loadtest/results/frontier.json").read_text())["mixes"]
+    assert set(mixes) == set(frontier.MIXES)
+    assert frontier.table(mixes) in README
+    assert frontier.table_of_one_target(mixes) in README
 
 
 def test_a_pod_a_gpu_beats_stages_on_gpus_of_their_own():

@@ -24,7 +24,8 @@ from tests.stages.requests import Request, text
 from wan.checkpoint import Checkpoint
 from wan.errors import Cancelled
 
-VARIANTS = ("t2v-a14b", "ti2v-5b")
+# the one in PyTorch, which is soon exported; the other with the graphs of its own VAE
+VARIANTS = {"t2v-a14b": ("workstation", Options(device="cpu")), "ti2v-5b": ("cpu", Options())}
 PROMPT = "a red circle moves left"
 
 
@@ -39,11 +40,12 @@ def checkpoints(checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module")
 def repositories(checkpoints, tmp_path_factory):
     root = tmp_path_factory.mktemp("repositories")
-    for variant in VARIANTS:
-        export(checkpoints / variant, "cpu", root / variant, Options(), report=lambda text: None)
+    for variant, (target, options) in VARIANTS.items():
+        export(checkpoints / variant, target, root / variant, options, report=lambda text: None)
     return root
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_video_comes_out_of_the_ensemble_as_out_of_the_pipeline(checkpoints, repositories, tmp_path, variant):
     expected = wan.Pipeline.from_checkpoint(checkpoints / variant)(PROMPT, seed=3)
@@ -96,4 +98,4 @@ def test_a_run_that_died_continues_with_the_right_expert(checkpoints, repositori
         stage.handle(Dying(tensors, "job-1"))
     continued = stage.handle(Request(tensors, "job-1"))
     assert 0 < json.loads(continued["INFO"][0])["resumed_from"] <= stopped_at
-    assert torch.equal(continued["LATENTS"], whole)
+    assert np.array_equal(continued["LATENTS"], whole)

@@ -54,7 +54,7 @@ def test_guidance_one_needs_no_negative_prompt(dit, texts):
 
 def test_branches_one_after_the_other_give_the_same_as_both_at_once(dit, texts, monkeypatch):
     together, _ = denoise(dit, *texts, request())
-    monkeypatch.setattr("wan.denoise.MAX_BATCHED_TOKENS", 0)
+    monkeypatch.setattr("wan.evaluator.MAX_BATCHED_TOKENS", 0)
     apart, _ = denoise(dit, *texts, request())
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-4)
 

@@ -8,8 +8,9 @@ import torch
 import wan
 from contract import Defaults, Geometry, ModelCard
 from tests.wan.reference import relative_error
-from wan import denoise as loop
-from wan.denoise import Conditioning, Denoiser, Expert, batch_branches
+from wan import evaluator as loop
+from wan.denoise import Conditioning, Denoiser, Expert
+from wan.evaluator import batch_branches
 from wan.optimize import Options, optimized
 from wan.teacache import TeaCacheModel
 

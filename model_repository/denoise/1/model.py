@@ -15,3 +15,6 @@ class TritonPythonModel:
 
     def execute(self, requests):
         return answer(pb_utils, requests, self.stage.handle, "denoise")
+
+    def finalize(self):
+        self.stage.close()

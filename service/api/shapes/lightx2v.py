@@ -19,12 +19,13 @@ STATES = {QUEUED: "pending", RUNNING: "processing"}  # the others have the same 
 NAMES = {
     "image_path": "input_reference", "image_file": "input_reference",
     "last_frame_path": "last_image", "last_frame_file": "last_image", "video_path": "video",
+    "lora_name": "lora",
 }  # fmt: skip
 FOREIGN = {
     "task_id": (), "use_prompt_enhancer": (), "image_mask_path": (), "presigned_url": (), "reuse": (), "sr_ratio": (),
-    "lora_name": (), "audio_path": (), "audio_file": (), "talk_objects": (), "num_fragments": ("1",),
+    "audio_path": (), "audio_file": (), "talk_objects": (), "num_fragments": ("1",),
     "save_result_path": ANY,  # the file is fetched from /result
-    "lora_strength": ANY, "video_duration": ANY, "resize_mode": ANY,  # of adapters, audio and pictures that are not there
+    "video_duration": ANY, "resize_mode": ANY,  # of audio and pictures that are not there
 }  # fmt: skip
 AT_ONCE = 100
 _BODY = {
@@ -88,9 +89,15 @@ def _state(job: Job) -> TaskState:
 @router.post("/video/", response_model=Task, responses=errors(400, 403, 409, 413, 415, 422), **json_or_form(_BODY))
 async def create_task(request: Request, gateway: TheGateway, caller: TheCaller):
     """Submit a video in LightX2V's words."""
-    values = without(await body.read(request), FOREIGN)
+    values = _with_lora(without(await body.read(request), FOREIGN))
     job, _ = await submit(gateway, caller, values, NAMES)
     return Task(task_id=job.id, task_status=STATES[QUEUED], save_result_path=f"{job.id}.mp4")
+
+
+def _with_lora(values: dict) -> dict:
+    """Name and strength of the adapter as the one text that the parameter reads."""
+    name, strength = values.pop("lora_name", None), values.pop("lora_strength", None)
+    return values | ({"lora_name": name if strength is None else f"{name}:{strength}"} if name else {})
 
 
 @router.get("/", response_model=TaskList, responses=errors())

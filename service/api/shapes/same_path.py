@@ -9,7 +9,6 @@ VLLM_OMNI = {
     "frame_interpolation_exp": ANY,  # of an interpolation that was refused or not asked for
     "frame_interpolation_scale": ANY,
     "frame_interpolation_model_path": ANY,
-    "lora": (),
     "boundary_ratio": (),
     "true_cfg_scale": ("1", "1.0"),
     "n": ("1",),

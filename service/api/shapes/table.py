@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 
-from service.api import videos
+from service.api import accounts, loras, videos
 from service.api.shapes import lightx2v, openai, openrouter, tensorrt_llm
 
 BY_DOCUMENTATION = "requests written after its documentation"
@@ -23,7 +23,7 @@ class Shape:
 
 SHAPES = (
     Shape(
-        "OpenAI", "/v1/videos…", (videos.router, openai.router),
+        "OpenAI", "/v1/videos…", (videos.router, loras.router, openai.router),
         "`edits` and `extensions` take a file or the id of a finished video, and are refused where the checkpoint does not "
         "change, or not continue, clips, `characters` always; a remix takes the prompt only and keeps the seed; `seconds` and `size` are free; `status` may also be `cancelled`, and so may "
         "the type of a webhook (`video.completed`, `video.failed`, `video.cancelled`). The service at OpenAI itself "
@@ -32,15 +32,15 @@ SHAPES = (
     ),
     Shape(
         "vLLM-Omni", "/v1/videos…", (),
-        "Create takes JSON as well as its multipart form. Interpolation, LoRA names and `boundary_ratio` are refused "
-        "unless they ask for nothing; `guidance_scale_2` is refused where the checkpoint has one expert.",
+        "Create takes JSON as well as its multipart form. Interpolation and `boundary_ratio` are refused "
+        "unless they ask for nothing; `lora` names registered adapters (`/v1/loras`), with `scale` or `strength` and no path; `guidance_scale_2` is refused where the checkpoint has one expert.",
         "`litellm`, and " + BY_DOCUMENTATION,
     ),
     Shape(
         "SGLang", "/v1/videos…", (),
         "`generator_device` has no effect (noise is always drawn on the CPU); `output_path`, `diffusers_kwargs` and "
-        "`enable_teacache` are refused unless they ask for nothing. Adapters are merged at export, so there is no "
-        "`/v1/set_lora`.",
+        "`enable_teacache` are refused unless they ask for nothing. Each request names its adapters "
+        "(`lora`, `lora_path`), so there is no `/v1/set_lora`.",
         BY_DOCUMENTATION,
     ),
     Shape(
@@ -51,7 +51,7 @@ SHAPES = (
     Shape(
         "LightX2V", "/v1/tasks…", (lightx2v.router,),
         "`infer_steps` left out is the checkpoint's default and not 5; a `task_id` of one's own is refused; "
-        "`save_result_path` has no effect: `/result` has the file, in parts if wanted; `all/running` concerns one's own "
+        "`lora_name` is a registered adapter (`/v1/loras`), at `lora_strength`; `save_result_path` has no effect: `/result` has the file, in parts if wanted; `all/running` concerns one's own "
         "tasks; tasks survive a restart.",
         BY_DOCUMENTATION,
     ),
@@ -62,7 +62,7 @@ SHAPES = (
         "its client `openrouter`",
     ),
 )  # fmt: skip
-ROUTERS = tuple(router for shape in SHAPES for router in shape.routers)
+ROUTERS = (accounts.router, *(router for shape in SHAPES for router in shape.routers))
 
 
 def markdown() -> str:

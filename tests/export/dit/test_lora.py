@@ -2,7 +2,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.dit.lora import Lora, LoraError, merge, parse_lora_argument
+from contract.lora_keys import LoraError
+from export.dit.lora import Lora, merge, parse_lora_argument
 
 SHAPES = {
     "blocks.0.self_attn.q.weight": (8, 6), "blocks.0.self_attn.q.bias": (8,), "blocks.0.norm3.weight": (6,),
@@ -75,7 +76,9 @@ def test_several_files_add_up(tmp_path):
 
 
 REFUSED = {
-    "of no known kind": {f"{Q}.hada_w1_a": DOWN},
+    "of no known kind": {f"{Q}.weights": DOWN},
+    "of a LoHa adapter": {f"{Q}.hada_w1_a": DOWN},
+    "of a DoRA adapter": {f"{Q}.dora_scale": DOWN},
     "key blocks.7.ffn.0.lora_A.weight fits no tensor": {"blocks.7.ffn.0.lora_A.weight": DOWN},
     "key lora_unet_blocks_0_self_attn_k.alpha fits no tensor": {
         "lora_unet_blocks_0_self_attn_k.alpha": torch.tensor(1.0)

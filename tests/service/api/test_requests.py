@@ -30,8 +30,11 @@ def test_the_bounds_are_the_models():
 def test_every_parameter_of_the_model_reaches_triton():
     expected = {p.tensor_name for p in PARAMETERS if p.tensor}
     two = ModelCard("t2v-a14b", defaults=Defaults(guidance_scale_2=3.0))
-    assert set(arrays(requests.parse({"prompt": "x"}).resolve(two, "wan"))) == expected
-    assert set(arrays(resolve())) == expected - {name.upper() for name in CARD.row.unused}
+    assert set(arrays(requests.parse({"prompt": "x", "lora": "ink"}).resolve(two, "wan"))) == expected
+    assert "LORA" not in arrays(
+        requests.parse({"prompt": "x"}).resolve(two, "wan")
+    )  # an older ensemble has no such input
+    assert set(arrays(resolve())) == expected - {"LORA", *(name.upper() for name in CARD.row.unused)}
 
 
 def test_a_parameter_of_another_variant_is_refused_by_name():

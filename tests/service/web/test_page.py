@@ -5,6 +5,7 @@ import shutil
 import httpx
 import pytest
 
+from contract.adapter_store import AdapterFile, AdapterStore, Entry
 from contract.parameters import SAMPLERS
 from tests.service.fake_triton import FakeTriton
 from tests.service.running import gateway, settings_for, wait_for, worker
@@ -27,7 +28,10 @@ def browser():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    settings = settings_for(tmp_path_factory.mktemp("site"))
+    folder = tmp_path_factory.mktemp("site")
+    adapter = AdapterFile("ink.safetensors", "0" * 64, 1, 8)
+    AdapterStore(str(folder / "loras")).add(Entry("ink", "wan-test", (adapter,), 0))
+    settings = settings_for(folder, lora_dir=str(folder / "loras"))
     triton = FakeTriton(settings.runs, step_seconds=0.05)
     with gateway(settings) as url, worker(settings, triton):
         yield url
@@ -71,6 +75,19 @@ def test_a_prompt_becomes_a_video_that_plays(page):
     )
     assert played[0] > 0
     assert played[1] == 64
+
+
+def test_an_adapter_is_chosen_by_its_name_and_comes_back_with_the_job(page):
+    page.click("summary")
+    assert page.locator("#adapters option").all_inner_texts() == ["ink"]
+    start(page, "drawn with ink", steps=2, lora="ink:0.5")
+    card = page.locator(".video", has_text="drawn with ink").first
+    card.wait_for()
+    page.fill("#lora", "nope")
+    page.click("#submit")
+    page.locator("#form-error", has_text="registered adapters of the model: ink").wait_for()
+    card.locator(".again").click()
+    assert page.input_value("#lora") == "ink:0.5"
 
 
 def test_a_running_job_can_be_cancelled(page):
