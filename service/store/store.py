@@ -137,7 +137,7 @@ class JobStore(Accounts, Housekeeping):
         with self.database.read() as conn:
             rows = conn.execute(query.where(jobs.c.expires_at > self.database.now(conn)))
             found = (Job.from_row(row) for row in rows)
-            wanted = queueing.comparable(request)
+            wanted = queueing.comparable(json.loads(json.dumps(request)))  # as rows hold it: lists, not tuples
             return next((job for job in found if queueing.comparable(job.request) == wanted), None)
 
     def get_with_estimate(self, job_id: str, owner: str | None = None) -> tuple[Job, Estimate | None]:
