@@ -2,7 +2,8 @@
 
 One worker with one slot. Long jobs of the lowest priority keep it busy, and at random steps a short job of the highest one comes.
 Verdict: it starts within one step and 200 ms, no attempt is charged, and all videos have the frames of undisturbed runs. The
-overhead is the time for all of it against that for the same jobs one after the other. Exit code 1 if any of it fails.
+overhead is the time for all of it against that for the same jobs one after the other; its share depends on how long jobs are, the
+seconds a preemption do not, so it is reported and not judged. Exit code 1 if any of the rest fails.
 """
 
 import argparse
