@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--keep-last", type=int, metavar="N", help="last blocks that stay in bfloat16")
     add("--no-quality", action="store_true", default=None, help="do not compare frames with the unquantised model's")
     add = parser.add_argument_group("GPU target: placement").add_argument
-    add("--placement", help="as text_encoder=0,denoise=1-6,vae_decoder=7 (default: auto)")
+    add("--placement", help="as text_encoder=0,denoise=1-6,vae_decoder=7; denoise=0-7:cfg2xulysses4 (default: auto)")
     add("--gpus", metavar="NxGIB", help="GPUs of the target, as 8x80; default: those of this machine")
     add = parser.add_argument_group("GPU target: TensorRT plans").add_argument
     add("--sizes", metavar="WxH,...", help="video sizes to tune for (default: 480p and 720p, both ways)")

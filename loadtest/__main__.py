@@ -30,6 +30,7 @@ COMMANDS = {
     ),
     "bench": ("bench.command", "The model's parts beside diffusers, then one option after the other."),
     "lora": ("bench.lora", "What adapters beside the weights cost a forward of the DiT; exit code 1 above the limit."),
+    "gpu": ("bench.gpu", "Is a GPU's arithmetic right, and how near its limit is it? No weights needed."),
     "quality": ("quality.command", "What sets of options cost in quality and bring in speed."),
     "faults": ("drills.faults", "Kill each part of the service at points of a job's life: is anything lost?"),
     "drills": ("drills.storm", "Faults of all kinds at random moments, repeated by a seed: lost, doubled, wrong?"),

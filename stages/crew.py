@@ -90,6 +90,7 @@ class Rank:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
+        self.pipe.close()
 
     def end(self, seconds: float) -> None:
         """Close its pipe, at which it ends, and wait."""
@@ -145,12 +146,16 @@ class Crew:
         self._leave()
         if self._dead():
             self._start_again()
-        for rank in self._ranks:
-            rank.loaded()
-        place = meeting_place(self._share.degrees.ranks)
-        for rank in self._ranks:
-            rank.pipe.send_bytes(pickle.dumps(place.port))
-        team = Team(self._share, place, self._dits, self._limit)
+        try:
+            for rank in self._ranks:
+                rank.loaded()
+            place = meeting_place(self._share.degrees.ranks)
+            for rank in self._ranks:
+                rank.pipe.send_bytes(pickle.dumps(place.port))
+            team = Team(self._share, place, self._dits, self._limit)
+        except BaseException:  # those that came up would wait for what was said already
+            self._kill()
+            raise
         with self._lock:
             self._lost = ""
             self._leader = Leader(team, [rank.pipe for rank in self._ranks], self._broke)
@@ -177,9 +182,12 @@ class Crew:
             return self._lost
 
     def _start_again(self) -> None:
+        self._kill()
+        self._start()
+
+    def _kill(self) -> None:
         for rank in self._ranks:
             rank.kill()
-        self._start()
 
     def _dead(self) -> str:
         """Which rank has ended, if any."""
@@ -201,8 +209,7 @@ class Crew:
                     logger.error("%s; all ranks start again", self._lost)
                     self._start_again()
                 elif self._lost:
-                    for rank in self._ranks:
-                        rank.kill()
+                    self._kill()
             if self._lost and since is not None:
                 self._see_that_it_ends(leader, since)
 
