@@ -35,6 +35,10 @@ def padded(rank: int) -> int:
 class AdaptedLinear(nn.Module):
     """A linear layer of any kind with a low-rank pair beside it: down [R, in], up [R, out] and bias [out]."""
 
+    down: Tensor
+    up: Tensor
+    added_bias: Tensor | None
+
     def __init__(self, base: Any, down: Tensor, up: Tensor, bias: Tensor | None):
         super().__init__()
         self.base = base
