@@ -33,7 +33,11 @@ def padded(rank: int) -> int:
 
 
 class AdaptedLinear(nn.Module):
-    """A linear layer of any kind with a low-rank pair beside it: down [R, in], up [out, R] and bias [out]."""
+    """A linear layer of any kind with a low-rank pair beside it: down [R, in], up [R, out] and bias [out]."""
+
+    down: Tensor
+    up: Tensor
+    added_bias: Tensor | None
 
     def __init__(self, base: Any, down: Tensor, up: Tensor, bias: Tensor | None):
         super().__init__()
@@ -54,14 +58,17 @@ class AdaptedLinear(nn.Module):
         return self.base.bias
 
     def add(self, y: Tensor, x: Tensor) -> Tensor:
-        """The layer's own output y [..., out] for the input x [..., in], and the pair's."""
-        return y + self._linear(self._linear(x, self.down), self.up, self.added_bias)
+        """The pair's output for the input x [..., in] on top of the layer's own y [..., out], in place."""
+        # the product adds to what is there, in one pass over the output, which costs more than the multiplication
+        y.view(-1, self.up.shape[1]).addmm_(self._linear(x, self.down).flatten(0, -2), self.up)
+        return y if self.added_bias is None else y.add_(self.added_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.gelu:
             return self.add(self.base(x), x)
-        linear = onednn.linear if isinstance(self.base, OneDNNLinear) else F.linear
-        return F.gelu(self.add(linear(x, self.weight, self.bias), x), approximate="tanh")
+        if isinstance(self.base, OneDNNLinear):
+            return onednn.gelu(self.add(onednn.linear(x, self.weight, self.bias), x))
+        return F.gelu(self.add(F.linear(x, self.weight, self.bias), x), approximate="tanh")
 
 
 class AdaptedProject(nn.Module):
@@ -121,9 +128,9 @@ def _swap_linears(
     for name, (down, up, bias) in found.items():
         base, more = layers[name], rank - down.shape[0]
         where: dict[str, Any] = {"device": base.bias.device, "dtype": base.bias.dtype}
-        down, up = F.pad(down, (0, 0, 0, more)).to(**where), F.pad(up, (0, more)).to(**where).contiguous()
+        down, up = F.pad(down, (0, 0, 0, more)).to(**where), F.pad(up, (0, more)).t().to(**where).contiguous()
         if biased:
-            bias = (torch.zeros(up.shape[0]) if bias is None else bias).to(**where)
+            bias = (torch.zeros(up.shape[1]) if bias is None else bias).to(**where)
         _swap_weight(name, base, adapters, swaps)
         owner, _, leaf = name.rpartition(".")
         _exchange(modules[owner]._modules, leaf, AdaptedLinear(base, down, up, bias), swaps)

@@ -85,7 +85,7 @@ def test_three_adapters_at_once_with_differences_of_every_parameter(dit, inputs)
     assert relative_error(answer(served, inputs, adapters), answer(merged(dit, adapters), inputs)) < CLOSE
     with adapted.applied(served, adapters):
         layer = served.blocks[1].self_attn.q
-        assert (layer.down.shape, layer.up.shape) == ((32, 64), (64, 32))  # one pair of 16 + 3 + 8, padded
+        assert (layer.down.shape, layer.up.shape) == ((32, 64), (32, 64))  # one pair of 16 + 3 + 8, padded
 
 
 def test_the_configuration_of_a_peft_adapter_scales_it(dit, inputs):
