@@ -38,7 +38,8 @@ class VaeEncoderStage:
         return {"CONDITION": condition.numpy()}
 
     def _condition(self, given: GivenMedia, size: Size) -> torch.Tensor:
-        """Mask and latents of the known frames, or the latents of a clip that is changed; next to nothing without one."""
+        """Mask and latents of the known frames; of another model the latents of the clip that is changed or of the picture
+        that it begins with, next to nothing without them."""
         geometry = self._card.geometry
 
         def run(chunks):
@@ -46,6 +47,8 @@ class VaeEncoderStage:
 
         if self._card.continues:
             return known_frames.channels(given.known(size), size, geometry, run)
+        if "image" in given.names:
+            return known_frames.first_latents(given.picture("image"), size, run)
         if "video" not in given.names:
             return torch.zeros(1, 1, 1, 1)
         return known_frames.clip_latents(given.clip(size), size, geometry, run)

@@ -39,7 +39,8 @@ class Conditioning:
     guidance. `channels` [in - out, T', h, w] go into the model beside the latents at every step (mask and latents of the
     known frames), never into the solver. `image_tokens` [L, image_dim] are CLIP's of the pictures. Both guidance branches
     see the same of both. `start` [C, T', h, w] are latents of a clip to change: the run begins at the noise level that the
-    request's strength names.
+    request's strength names. `first` [C, 1, h, w] is the first latent frame of the result: it is shown to the model free of
+    noise, at timestep 0.
     """
 
     text: Tensor
@@ -47,6 +48,11 @@ class Conditioning:
     channels: Tensor | None = None
     image_tokens: Tensor | None = None
     start: Tensor | None = None
+    first: Tensor | None = None
+
+    def impose(self, latents: Tensor) -> Tensor:
+        """The latents, with the first frame where it is given."""
+        return latents if self.first is None else torch.cat([self.first.to(latents), latents[:, 1:]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,8 @@ class _Evaluator:
         self.channels = _channels(dit, given, shape)
         self.time, self.modulation = dit.time_embeddings(timesteps)
         self.rotary = dit.rotary(shape)
+        self.still = 0 if given.first is None else self.rotary.shape[1] // shape[1]  # tokens at timestep 0, see `_rows`
+        self.at_zero = dit.time_embeddings([0.0]) if self.still else None
         image = None if given.image_tokens is None else given.image_tokens[None].to(dit.device)
         both = dit.conditioning(torch.stack(texts).to(dit.device), image)
         self.conditional = both.select(0)
@@ -155,12 +163,16 @@ class _Evaluator:
         self.keep_residual = False
 
     def _run(self, tokens: Tensor, i: int, branches: list[Sources]) -> Tensor:  # [1, S, dim] -> [1 or 2, S, dim]
-        modulation = self.modulation[i : i + 1]
+        modulation = self._rows(1, self.modulation[i : i + 1])
         outputs = [
-            self.dit.run_blocks(tokens.expand(b.batch, -1, -1).contiguous(), modulation, self.rotary, b)
+            self.dit.run_blocks(tokens.expand(b.batch, -1, -1).contiguous(), modulation, self.rotary, b, self.still)
             for b in branches
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _rows(self, which: int, at_step: Tensor) -> Tensor:
+        """What `time_embeddings` says of a step, below what it says of tokens at timestep 0 if there are any."""
+        return at_step if self.at_zero is None else torch.cat([self.at_zero[which], at_step])
 
     def velocity(self, latents: Tensor, i: int, step: Step) -> Tensor:  # [C, T', h, w] float32
         inputs = latents if self.channels is None else torch.cat([latents, self.channels])
@@ -171,7 +183,7 @@ class _Evaluator:
             self.residual = out - tokens if self.keep_residual else None
         else:
             out = tokens + self.residual[: sum(b.batch for b in branches)]
-        output = self.dit.unpatchify(out, self.time[i : i + 1], latents.shape).float()
+        output = self.dit.unpatchify(out, self._rows(0, self.time[i : i + 1]), latents.shape, self.still).float()
         if step.branches == 1:
             return output[0]
         conditional, unconditional = output
@@ -298,7 +310,7 @@ class Denoiser:
             if evaluator is None or step.expert != active:
                 active, evaluator = step.expert, None  # the memory of the one before is free first
                 evaluator = self._evaluator(plan, active, schedule, conditioning, request, x.shape)
-            velocity = evaluator.velocity(x, i, step)
+            velocity = evaluator.velocity(conditioning.impose(x), i, step)
             state = sampler(state, velocity, schedule.sigmas, i)
             if x.is_cuda:  # else the loop runs ahead of the GPU: no honest time, no cancel within a step
                 torch.cuda.synchronize(x.device)
@@ -306,10 +318,10 @@ class Denoiser:
             if on_step is not None:
                 done = i + 1
                 resumable = done < len(plan) and plan[done].computed
-                x0, seconds = x - schedule.sigmas[i] * velocity, info.step_seconds[-1]
+                x0, seconds = conditioning.impose(x - schedule.sigmas[i] * velocity), info.step_seconds[-1]
                 on_step(Progress(done, len(plan), info.steps_skipped, step.computed, seconds, resumable, state, x0))
         info.engine = self.engine  # as it ran: blocks may have run uncompiled
-        return state.latents, info
+        return conditioning.impose(state.latents), info
 
     def _evaluator(
         self, plan: Plan, index: int, schedule: Schedule, conditioning: Conditioning, request, shape
