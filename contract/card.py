@@ -19,7 +19,7 @@ from contract.parameters import PARAMETERS, Defaults, GenerationRequest, Paramet
 from contract.variants import BY_NAME, Variant
 
 KEYS = ("variant", "geometry", "defaults", "takes", "needs")
-MODEL_KEYS = ("teacache", "magcache", "vae", "boundary")  # of wan.json, for wan.checkpoint
+MODEL_KEYS = ("teacache", "magcache", "vae", "boundary", "base")  # of wan.json, for wan.checkpoint
 
 
 @dataclass(frozen=True)
