@@ -63,8 +63,8 @@ def from_base(base: WanDiT) -> PictureModel:
     missing, unexpected = dit.load_state_dict(state, strict=False)
     if unexpected or not all("_img" in name or name.startswith("img_emb.") for name in missing):
         raise ValueError(f"the base does not fit: {missing} are missing, {unexpected} are unknown")
-    for block in dit.blocks:
-        for parameter in block.cross_attn.v_img.parameters():
+    for name, parameter in dit.named_parameters():
+        if ".v_img." in name:
             nn.init.zeros_(parameter)
     nn.init.normal_(clip.embeddings.class_embedding, std=0.02)
     nn.init.normal_(clip.embeddings.position_embedding.weight, std=0.02)
