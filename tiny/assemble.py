@@ -3,7 +3,7 @@
 import argparse
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import sentencepiece
@@ -33,6 +33,8 @@ DEFAULTS = Defaults(
     negative_prompt="",
     fps=16,
 )
+# the picture says what is seen, and more guidance takes the frames away from it
+I2V_DEFAULTS = replace(DEFAULTS, guidance_scale=1.5)
 VERSION = "0.42.1"  # of diffusers, whose file formats these are
 
 
@@ -141,7 +143,7 @@ def assemble_i2v(parts: Path, out: Path) -> None:
     )
     write_transformer(dit, out / "transformer")
     write_image_encoder(clip, CLIP, out / "image_encoder")
-    _write_json(out / "wan.json", {"base": "../tiny", "variant": "i2v", "defaults": asdict(DEFAULTS)})
+    _write_json(out / "wan.json", {"base": "../tiny", "variant": "i2v", "defaults": asdict(I2V_DEFAULTS)})
 
 
 def main() -> None:
