@@ -9,8 +9,7 @@ LORA ?=
 CHECKPOINT ?=
 TARGET ?= auto
 BIN := .venv/bin
-# Each checkpoint has a repository of its own, so that going back to one exports nothing.
-SERVED = --target $(TARGET) $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)" --repository "build/repository-$(notdir $(CHECKPOINT:/=))")
+SERVED = --target $(TARGET) $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .PHONY: setup run serve test coverage bench tiny lint clean
@@ -50,6 +49,8 @@ tiny: .venv/test.stamp  ## train models/tiny again (hours on two cores)
 	$(BIN)/python -m tiny.train_vae
 	$(BIN)/python -m tiny.train_dit
 	$(BIN)/python -m tiny.assemble
+	$(BIN)/python -m tiny.train_i2v
+	$(BIN)/python -m tiny.assemble tiny-i2v
 
 lint: .venv/test.stamp  ## style and types
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from contract.parameters import PARAMETERS, Defaults, GenerationRequest, Paramet
 from contract.variants import BY_NAME, Variant
 
 KEYS = ("variant", "geometry", "defaults", "takes", "needs", "weights")
-MODEL_KEYS = ("teacache", "magcache", "vae", "boundary")  # of wan.json, for wan.checkpoint
+MODEL_KEYS = ("teacache", "magcache", "vae", "boundary", "base")  # of wan.json, for wan.checkpoint
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class ModelCard:
 
     @property
     def continues(self) -> bool:
-        """Whether a clip is continued, its last frames being known; else it is changed."""
-        return "image" in self.takes
+        """Whether known frames go in beside the latents, so that a clip is continued; else it is changed."""
+        return bool(self.row.condition_channels)
 
     def check_media(self, given: Collection[str]) -> None:
         """Refuse media (by name) that this model does not take together, or the lack of one that it needs."""
@@ -78,7 +78,7 @@ class ModelCard:
             if name not in self.takes:
                 raise InvalidRequest(name, "given", f"with this model: {', '.join(self.takes) or 'no picture or clip'}")
         if {"image", "video"} <= set(given):
-            raise InvalidRequest("image", "given beside video", "one of the two: a clip is continued from its own end")
+            raise InvalidRequest("image", "given beside video", "one of the two: a clip has a beginning of its own")
         if "video" not in given and (missing := [name for name in self.needs if name not in given]):
             stands_in = ", or a video to go on from" if "video" in self.takes else ""
             raise InvalidRequest(missing[0], None, f"a file; this model needs {' and '.join(self.needs)}{stands_in}")

@@ -77,6 +77,7 @@ _IMAGE = frozenset({"img_emb"})
 _TWO_IMAGES = _IMAGE | {"emb_pos"}
 _CLIP, _START, _ENDS = ("video",), ("image", "video"), ("image", "last_image")
 _ALL = ("image", "last_image", "video")
+_FIRST = ("image", "video")  # the first latent frame stands still, and a clip is changed
 _480P: dict[str, Any] = {"width": 832, "height": 480}
 _720P: dict[str, Any] = {"width": 1280, "height": 720}
 _STEADY: dict[str, Any] = {"negative_prompt": "镜头晃动，" + NEGATIVE_PROMPT, "guidance_scale": 5.0}
@@ -131,7 +132,7 @@ VARIANTS = (
         "i2v-a14b", "Wan2.2 A14B image-to-video", None, 16, 20,
         defaults=_I2V_A14B, takes=_ALL, needs=("image",), boundary=0.9, **_TWO,
     ),
-    Variant("ti2v-5b", "Wan2.2 TI2V", None, 48, defaults=_TI2V_5B, takes=_CLIP),
+    Variant("ti2v-5b", "Wan2.2 TI2V", None, 48, defaults=_TI2V_5B, takes=_FIRST),
     Variant(
         "ti2v-5b-dmd", "Wan2.2 TI2V by DMD", None, 48, takes=_CLIP,
         defaults=replace(_TI2V_5B, steps=3, guidance_scale=1.0, sampler="renoise"), distilled_steps=3, levels=_DMD,

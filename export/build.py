@@ -7,7 +7,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -18,14 +17,15 @@ from export.atomic import Journal
 from export.dit import package
 from export.dit.formats import DitWeights, with_dit
 from export.dit.lora import Lora
+from export.inputs import encoders
 from export.options import Options
-from export.placement import GIB, Gpu, Placement, PlacementError, choose, detect_gpus, parse_gpus
+from export.placement import GIB, STAGES, Gpu, Placement, PlacementError, choose, detect_gpus, parse_gpus
 from export.tensorrt.graphs import parameters
 from export.tensorrt.sizes import Sizes, parse_sizes
-from export.tensorrt.vae_cache import decoder_slots
+from export.tensorrt.vae_cache import decoder_slots, encoder_slots
 from export.workstation import Fit, Needs, find
 from wan.checkpoint import Checkpoint
-from wan.errors import CheckpointError, UnsupportedCheckpoint
+from wan.errors import CheckpointError
 from wan.text import TEXT_LENGTH
 
 Report = Callable[[str], None]
@@ -35,7 +35,6 @@ class Build:
     """One export into `out`; `command` is what to run to go on, for messages. Nothing is read before it is asked for."""
 
     journal: Journal
-    media: bool = True  # whether the target has encoders of pictures and clips
 
     def __init__(self, source: Path, out: Path, options: Options, command: str = "", report: Report = print):
         self.checkpoint = with_dit(Checkpoint.open(source.resolve()), options.dit)
@@ -62,17 +61,14 @@ class Build:
         if self.dit.image_dim and self.checkpoint.clip_config().dim != self.dit.image_dim:
             clip = self.checkpoint.clip_config()
             raise CheckpointError(f"{root}: CLIP's width {clip.dim}, the DiT expects {self.dit.image_dim}")
-        if not self.media and self.dit.in_channels != self.dit.out_channels:
-            title = self.checkpoint.variant.title
-            raise UnsupportedCheckpoint(f"{root}: {title} takes pictures, whose encoders only --target cpu has so far")
         if self.options.loras and len(self.weights) > 1:
             raise CheckpointError(f"{root} has two experts; merging a LoRA into one of them is not done by this export")
         _ = self.card, self.loras
 
     @property
     def card(self) -> ModelCard:
-        """What is served: the checkpoint's card, without media where the target has no encoders for them."""
-        return self.checkpoint.card if self.media else replace(self.checkpoint.card, takes=(), needs=())
+        """What is served."""
+        return self.checkpoint.card
 
     @cached_property
     def dit(self):
@@ -122,13 +118,20 @@ class Build:
     @cached_property
     def memory(self) -> dict[str, memory.StageMemory]:
         tensors = self.checkpoint.vae_tensors()
+        total = sum(prod(tensors.shape(name)) for name in tensors.names)
         decoder = sum(prod(tensors.shape(name)) for name in tensors.names if name.startswith(("decoder.", "conv2.")))
         text_parameters = parameters(self.checkpoint.text_tensors())
-        return {
+        every = {
             "text_encoder": memory.text_encoder(self.text, text_parameters, TEXT_LENGTH, batch=2),
             "denoise": memory.denoise(self.dit, sum(self.dit_bytes), self.video, self.vae),
-            "vae_decoder": memory.vae_decoder(self.vae, decoder, decoder_slots(self.vae), self.video),
+            "vae_decoder": memory.vae(self.vae, decoder, decoder_slots(self.vae), self.video),
+            "vae_encoder": memory.vae(self.vae, total - decoder, encoder_slots(self.vae), self.video),
         }
+        if self.dit.image_dim:
+            every["image_encoder"] = memory.image_encoder(
+                self.checkpoint.clip_config(), parameters(self.checkpoint.clip_tensors())
+            )
+        return {stage: needs for stage, needs in every.items() if stage in (*STAGES, *encoders(self.template_values()))}
 
     @cached_property
     def fit(self) -> Fit:
@@ -137,16 +140,19 @@ class Build:
         d = self.checkpoint.card.defaults
         video = memory.Video(d.width, d.height, d.num_frames)
         text, table = parameters(self.checkpoint.text_tensors()), self.text.vocab_size * self.text.d_model
-        vae = memory.vae_decoder(
-            self.vae, sum(map(prod, map(tensors.shape, tensors.names))), decoder_slots(self.vae), video
-        )
+        parts = decoder_slots(self.vae), *([encoder_slots(self.vae)] if self.card.takes else [])
+        vaes = [
+            memory.vae(self.vae, sum(map(prod, map(tensors.shape, tensors.names))), slots, video) for slots in parts
+        ]
+        clip = memory.FP32 * parameters(self.checkpoint.clip_tensors()) if self.dit.image_dim else 0
         weights = memory.BF16 * sum(prod(each.shape(name)) for each in self.weights for name in each.names)
         denoise = memory.denoise(self.dit, weights, video, self.vae)
         needs = Needs(
             dit=weights, dit_fp8=sum(self.dit_bytes), text_encoder=memory.BF16 * text,
             text_streamed=memory.BF16 * (table + 2 * (text - table) // self.text.num_layers),
-            # the decoder computes in float32, twice what a plan in bfloat16 takes
-            rest=denoise.activations + denoise.caches + 2 * (vae.total - vae.context),
+            # decoder and encoder compute in float32, twice what a plan in bfloat16 takes
+            rest=denoise.activations + denoise.caches + sum(2 * (vae.total - vae.context) for vae in vaes)
+            + clip + len(encoders(self.template_values())) * memory.CONTEXT,
         )  # fmt: skip
         return find(needs, self.options.device)
 

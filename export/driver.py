@@ -35,7 +35,6 @@ def export(
 
 def _export_locked(build: Build, name: str) -> bool:
     target, out, old = TARGETS[name], build.out, manifest.read(build.out)
-    build.media = target.media
     build.check()
     build.wanted = {
         "format": FORMAT,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -60,14 +61,20 @@ def source_files(checkpoint: Checkpoint) -> list[Path]:
     return sorted({*dit_files(checkpoint), *weights, *beside, *tokenizer})
 
 
+def _name(path: Path, checkpoint: Checkpoint) -> str:
+    """Of a file of the checkpoint or of its base, seen from the checkpoint; weights that were named on their own lie elsewhere."""
+    if path.is_relative_to(checkpoint.root):
+        return str(path.relative_to(checkpoint.root))
+    in_base = checkpoint.base is not None and path.is_relative_to(checkpoint.base)
+    return os.path.relpath(path, checkpoint.root) if in_base else path.name
+
+
 def describe_source(checkpoint: Checkpoint, known: dict | None = None) -> dict:
     """Path, hash and files of the checkpoint. A file of the size and time that `known` has is not read again."""
     known_files = (known or {}).get("files", {})
     files = {}
     for path in source_files(checkpoint):
-        # Weights that were named on their own lie elsewhere.
-        inside = path.is_relative_to(checkpoint.root)
-        name, stat = str(path.relative_to(checkpoint.root)) if inside else path.name, path.stat()
+        name, stat = _name(path, checkpoint), path.stat()
         entry = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         old = known_files.get(name, {})
         unchanged = entry.items() <= old.items() and "sha256" in old

@@ -9,7 +9,7 @@ from math import prod
 
 from export.placement import GIB, Gpu, Placement
 from export.tensorrt.vae_cache import CacheSlot
-from wan.config import DiTConfig, TextConfig, VAEConfig
+from wan.config import ClipConfig, DiTConfig, TextConfig, VAEConfig
 
 Row = tuple[str, ...]
 CONTEXT = 600 << 20  # a CUDA context with its modules, for each process
@@ -68,8 +68,8 @@ def _tokens(video: Video, vae: VAEConfig) -> int:
     return frames * (video.height // (2 * vae.spatial_stride)) * (video.width // (2 * vae.spatial_stride))
 
 
-def vae_decoder(config: VAEConfig, parameters: int, slots: list[CacheSlot], video: Video) -> StageMemory:
-    """Two sets of caches in BF16; the widest layers have `dim` channels for a chunk of frames at full size.
+def vae(config: VAEConfig, parameters: int, slots: list[CacheSlot], video: Video) -> StageMemory:
+    """Of decoder or encoder: two sets of caches in BF16; the widest layers have `dim` channels for a chunk of frames at full size.
 
     In Wan 2.2 they are those where the last stage begins, at the size that patches of pixels leave.
     There live the input, the convolution's input with its past, the float32 form inside a norm and its result.
@@ -81,6 +81,13 @@ def vae_decoder(config: VAEConfig, parameters: int, slots: list[CacheSlot], vide
     frames = 3 * config.temporal_stride * video.width * video.height * FP32
     both_engines = 2 * parameters * BF16  # first and next step each hold the weights
     return StageMemory(both_engines, caches, widest * (3 * BF16 + 2 * FP32) + frames)
+
+
+def image_encoder(config: ClipConfig, parameters: int) -> StageMemory:
+    """Weights in BF16; the widest point is either attention (scores in float32, and their softmax) or the feed-forward layer."""
+    attention = config.num_heads * config.tokens * (FP32 + FP32 + BF16) + 4 * config.dim * BF16
+    ffn = 2 * config.ffn_dim * BF16
+    return StageMemory(parameters * BF16, 0, config.tokens * (max(attention, ffn) + 2 * config.dim * FP32))
 
 
 def table(stages: dict[str, StageMemory], placement: Placement, gpus: list[Gpu], video: Video) -> str:

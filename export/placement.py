@@ -3,13 +3,14 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from contract.parallel import ONE_RANK, Degrees
 from wan.errors import InvalidRequest, WanError
 
 STAGES = ("text_encoder", "denoise", "vae_decoder")
+HOST = "vae_decoder"  # beside which the encoders of pictures sit, where a checkpoint has them
 GIB = 1 << 30
 # Left to the driver, fragmentation and what the estimates miss.
 USABLE = 0.95
@@ -163,12 +164,22 @@ def auto_placement(gpus: list[Gpu], memory: dict[str, int], denoise_instances: i
         {"text_encoder": indices[:1], "denoise": indices[1:], "vae_decoder": indices[-1:]},
         {"text_encoder": indices[:1], "denoise": indices[1:-1], "vae_decoder": indices[-1:]},
     ]
-    placements = [Placement(candidate, denoise_instances) for candidate in candidates if candidate["denoise"]]
+    placements = [
+        with_encoders(Placement(candidate, denoise_instances), memory)
+        for candidate in candidates
+        if candidate["denoise"]
+    ]
     for placement in placements:
         if not _overloaded(placement, gpus, memory):
             return placement
     check(placements[-1], gpus, memory)
     raise AssertionError("check() refuses what does not fit")
+
+
+def with_encoders(placement: Placement, stages: Iterable[str]) -> Placement:
+    """The same with a place for those of `stages` that a placement does not name."""
+    beside = {stage: placement.gpus[HOST] for stage in stages if stage not in placement.gpus}
+    return replace(placement, gpus=placement.gpus | beside)
 
 
 def _overloaded(placement: Placement, gpus: list[Gpu], memory: dict[str, int]) -> list[Gpu]:
@@ -207,7 +218,7 @@ def choose(
                 "placement is auto, but no GPU was found here; say what the target has, as in --gpus 8x80"
             )
         return auto_placement(gpus, memory, denoise_instances)
-    placement = parse_placement(text, denoise_instances)
+    placement = with_encoders(parse_placement(text, denoise_instances), memory)
     if gpus:
         check(placement, gpus, memory)
     else:

@@ -67,8 +67,8 @@ def _denoise(config: ModelConfig, placement: Placement) -> None:
     _on_gpus(config, placement.leading("denoise"), placement.denoise_instances)
 
 
-def _vae_decoder(config: ModelConfig, placement: Placement) -> None:
-    _on_gpus(config, placement.gpus["vae_decoder"], 1)
+def _once(config: ModelConfig, placement: Placement) -> None:
+    _on_gpus(config, placement.gpus[config.name], 1)
 
 
 def _ensemble(config: ModelConfig, placement: Placement) -> None:
@@ -78,7 +78,8 @@ def _ensemble(config: ModelConfig, placement: Placement) -> None:
             step.output_map.pop(name, None)
 
 
-CHANGES = {"text_encoder": _text_encoder, "denoise": _denoise, "vae_decoder": _vae_decoder, ENSEMBLE: _ensemble}
+CHANGES = {"text_encoder": _text_encoder, "denoise": _denoise, ENSEMBLE: _ensemble}
+CHANGES |= dict.fromkeys(("vae_decoder", inputs.VAE_ENCODER, inputs.IMAGE_ENCODER), _once)
 
 
 def gpu_config(model: str, values: dict, placement: Placement) -> ModelConfig:
@@ -100,7 +101,7 @@ def render(repository: Path, values: dict) -> None:
 
 def render_gpu(repository: Path, values: dict, placement: Placement) -> None:
     """The same for GPUs; a model that Triton's own backend runs needs no code."""
-    for model in paths.MODELS:
+    for model in (*paths.MODELS, *inputs.encoders(values)):
         config = gpu_config(model, values, placement)
         _write(repository, model, HEADER + text_format.MessageToString(config), has_code=config.backend == "python")
 

@@ -25,7 +25,7 @@ from export.preview_projection import fit_projection
 from export.repository import render, render_gpu
 from export.tensorrt import graphs, plans
 from export.tensorrt.builder import load_tensorrt
-from export.tensorrt.vae_cache import decoder_slots
+from export.tensorrt.vae_cache import decoder_slots, encoder_slots
 from stages.artifacts import ArtifactError
 from stages.trt_plans import check_plan
 from stages.trt_runtime import import_tensorrt
@@ -45,7 +45,6 @@ class Target:
     options: frozenset[str]  # of the command line, beside those of every target
     code: tuple[str, ...]  # packages under export/ whose change makes it export again
     described: Callable[[Build], dict]  # the options that decide what is written
-    media: bool = False  # it has encoders of pictures and clips
     placed: bool = False  # on GPUs, with a look at their memory first
     resumable: bool = False  # the working directory survives an interruption, and the next run continues there
     fits: Callable[[dict, Callable[[str], None]], bool] = lambda manifest, report: (
@@ -161,7 +160,10 @@ def tensorrt_plans(build: Build) -> dict:
     """Raises TensorRTMissing, with the command that continues, where nothing but the plans is left to build."""
     trt = load_tensorrt(build.command)
     options, cache = build.options.plan, build.graphs / "timing.cache"
-    jobs = plans.jobs(build.repository, build.graphs, build.sizes, build.vae, options, cache)
+    networks: dict = {"vae_decoder": build.vae}
+    for model in encoders(build.template_values()):
+        networks[model] = build.vae if model == VAE_ENCODER else build.checkpoint.clip_config()
+    jobs = plans.jobs(build.repository, build.graphs, build.sizes, networks, options, cache)
     return {"plans": plans.build_plans(trt, jobs, build.placement, build.journal, build.say)}
 
 
@@ -192,11 +194,11 @@ def workstation_description(build: Build) -> dict:
 
 
 def gpu_description(build: Build) -> dict:
-    described, slots = description(build), decoder_slots(build.vae)
-    cache = [[slot.channels, slot.frames, slot.scale] for slot in slots]
+    described = description(build)
+    slots = {"cache": decoder_slots(build.vae), "encoder_cache": encoder_slots(build.vae)}
     denoise = build.options.precision.preset
     return described | {
-        "vae": {"cache": cache},
+        "vae": {name: [[slot.channels, slot.frames, slot.scale] for slot in found] for name, found in slots.items()},
         "sizes": build.sizes.described(),
         "precision": {"text_encoder": "bfloat16", "denoise": denoise, "vae_decoder": "bfloat16"},
     }
@@ -262,7 +264,6 @@ TARGETS = {
         options=frozenset({"denoise_instances", "dit", "lora"}),
         code=("*.py", "onnx/*.py", "dit/*.py"),
         described=_cpu_options,
-        media=True,
     ),
     "workstation": Target(
         steps={

@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_settings()
         check_media(choice)
+        options.choose(choice, arguments_of.given_media(choice))
         exported(choice.repository, choice.checkpoint, say, choice.target)
         options.serve_model(choice.checkpoint, choice.repository)
         with Stack(choice.repository, choice.state, on_progress=say) as stack:

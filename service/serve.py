@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     try:
         check_settings()
+        options.choose(choice)
         exported(choice.repository, choice.checkpoint, say, choice.target)
         options.serve_model(choice.checkpoint, choice.repository)
         with Stack(choice.repository, choice.state, choice.port, choice.host, choice.workers, say) as stack:

@@ -117,8 +117,14 @@ class DenoiseStage:
         dims = (1, self._text["length"], self._text["dim"])
         texts = tensor("CONTEXT", dims)[0], tensor("NEGATIVE_CONTEXT", dims)[0]
         if not self._card.continues:
-            shape = self._card.geometry.latent_shape(generation.width, generation.height, generation.num_frames)
-            return Conditioning(*texts, start=tensor("CONDITION", shape) if "video" in media else None)
+            z, frames, *space = self._card.geometry.latent_shape(
+                generation.width, generation.height, generation.num_frames
+            )
+            return Conditioning(
+                *texts,
+                start=tensor("CONDITION", (z, frames, *space)) if "video" in media else None,
+                first=tensor("CONDITION", (z, 1, *space)) if "image" in media else None,
+            )
         like = self._denoiser.blank(texts[0], generation)
         channels = None if like.channels is None else tensor("CONDITION", tuple(like.channels.shape))
         if like.image_tokens is None:

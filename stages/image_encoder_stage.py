@@ -9,22 +9,10 @@ from stages.device import NotFinite
 from stages.limits import Limits
 from stages.media import GivenMedia, video_size
 from stages.metrics import StageMetrics
-from stages.settings import StageSettings, threads
-from stages.vae_runtime import onnx_session
+from stages.runtimes import open_clip
+from stages.settings import StageSettings
 from wan import known_frames
 from wan.pictures import clip_pixels
-
-MODEL = "model.onnx"
-
-
-class OnnxClip:
-    """CLIP under ONNX Runtime on a CPU, one picture at a time."""
-
-    def __init__(self, artifacts: Artifacts, thread_count: int):
-        self._session = onnx_session(artifacts[MODEL], thread_count)
-
-    def tokens(self, pixels: np.ndarray) -> np.ndarray:  # [1, 3, S, S] -> [L, dim]
-        return self._session.run(["TOKENS"], {"PIXELS": pixels})[0][0]
 
 
 class ImageEncoderStage:
@@ -33,7 +21,7 @@ class ImageEncoderStage:
     def __init__(self, artifacts: Artifacts, settings: StageSettings, metrics: StageMetrics):
         self._card, self._settings, self._metrics = artifacts.card, settings, metrics
         self._limits, self._clip = Limits.of(artifacts, settings), artifacts.manifest["clip"]
-        self._runtime = OnnxClip(artifacts, threads(settings.encoder_threads))
+        self._runtime = open_clip(artifacts, settings)
         self._tokens(np.zeros((8, 8, 3), np.uint8))
 
     def handle(self, request) -> dict[str, np.ndarray]:

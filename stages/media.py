@@ -177,11 +177,12 @@ class GivenMedia:
         last = known_frames.continued(self.card.geometry) if self.card.continues else None
         return clip_frames("VIDEO", self.files["video"], size, last)
 
+    def picture(self, name: str) -> Image.Image:
+        return picture(name.upper(), self.files[name])
+
     def known(self, size: Size) -> dict[int, np.ndarray]:
         """The known frames of a video of `size`; see `wan.known_frames`."""
-        given = {
-            name: picture(name.upper(), self.files[name]) for name in ("image", "last_image") if name in self.files
-        }
+        given = {name: self.picture(name) for name in ("image", "last_image") if name in self.files}
         video = self.clip(size) if "video" in self.names else None
         return known_frames.arrange(given.get("image"), given.get("last_image"), video, size, self.card.geometry)
 

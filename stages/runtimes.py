@@ -7,8 +7,8 @@ import torch
 from stages.artifacts import ArtifactError, Artifacts
 from stages.settings import StageSettings, threads
 from stages.text_runtime import OnnxTextEncoder, TextRuntime
-from stages.torch_runtime import TorchTextEncoder, TorchVae
-from stages.vae_runtime import OnnxVae, VaeRuntime
+from stages.torch_runtime import TorchClip, TorchTextEncoder, TorchVae, TorchVaeEncoder
+from stages.vae_runtime import ClipRuntime, OnnxClip, OnnxVae, VaeRuntime, VaeSteps
 from wan import compile
 from wan.checkpoint import Checkpoint
 from wan.denoise import Denoiser
@@ -17,7 +17,7 @@ from wan.pipeline import load_denoiser
 
 
 def in_torch(artifacts: Artifacts) -> bool:
-    """Whether text encoder and VAE run in PyTorch, from the checkpoint that was exported."""
+    """Whether text encoder, CLIP and VAE run in PyTorch, from the checkpoint that was exported."""
     return artifacts.manifest["target"] == "workstation"
 
 
@@ -77,3 +77,29 @@ def open_vae(artifacts: Artifacts, settings: StageSettings) -> VaeRuntime:
     from stages.trt_runtime import open_trt_vae
 
     return open_trt_vae(artifacts, settings.decoder_weights_on_gpu)
+
+
+def open_vae_encoder(artifacts: Artifacts, settings: StageSettings) -> VaeSteps:
+    """The other direction of `open_vae`, where pictures or clips are taken."""
+    if in_torch(artifacts):
+        device = device_of(artifacts, settings)
+        _use_threads(device, settings.encoder_threads)
+        return TorchVaeEncoder(_source(artifacts), device)
+    if artifacts.device is None:
+        return OnnxVae(artifacts.folder, threads(settings.encoder_threads))
+    from stages.trt_encoders import open_trt_vae_encoder
+
+    return open_trt_vae_encoder(artifacts)
+
+
+def open_clip(artifacts: Artifacts, settings: StageSettings) -> ClipRuntime:
+    """CLIP's tower, of a checkpoint whose DiT looks at pictures."""
+    if in_torch(artifacts):
+        device = device_of(artifacts, settings)
+        _use_threads(device, settings.encoder_threads)
+        return TorchClip(_source(artifacts), device)
+    if artifacts.device is None:
+        return OnnxClip(artifacts["model.onnx"], threads(settings.encoder_threads))
+    from stages.trt_encoders import open_trt_clip
+
+    return open_trt_clip(artifacts)

@@ -1,4 +1,4 @@
-"""Text encoder and VAE decoder in PyTorch, for a machine whose GPU has no TensorRT plans (or, the same code, its CPU)."""
+"""Text encoder, CLIP and VAE in PyTorch, for a machine whose GPU has no TensorRT plans (or, the same code, its CPU)."""
 
 from typing import Any
 
@@ -59,6 +59,30 @@ class TorchTextEncoder:
         return np.pad(hidden, ((0, 0), (0, ids.shape[1] - hidden.shape[1]), (0, 0)))
 
 
+class TorchClip:
+    """`ClipRuntime` in float32, as the reference."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device):
+        self._device, self._clip = device, checkpoint.load_clip(device, torch.float32)
+
+    @torch.inference_mode()
+    def tokens(self, pixels: np.ndarray) -> np.ndarray:
+        return self._clip(torch.from_numpy(pixels).to(self._device))[0].cpu().numpy()
+
+
+class TorchVaeEncoder:
+    """The other direction of `TorchVae`: frames to latents."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device):
+        self._device = device
+        self._vae = accelerate(checkpoint.load_vae(device, torch.float32))
+
+    @torch.inference_mode()
+    def step(self, taken: np.ndarray | Tensor, cache: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        latents, cache = self._vae.encode_step(torch.as_tensor(taken).to(self._device, torch.float32), cache)
+        return latents.cpu(), cache
+
+
 class TorchVae:
     """`VaeRuntime` in float32, as the reference; the cache stays on the device."""
 
@@ -67,8 +91,8 @@ class TorchVae:
         self._vae = accelerate(checkpoint.load_vae(device, torch.float32))
 
     @torch.inference_mode()
-    def step(self, latents: np.ndarray | Tensor, cache: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        latents = torch.as_tensor(latents).to(self._device, torch.float32)
+    def step(self, taken: np.ndarray | Tensor, cache: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        latents = torch.as_tensor(taken).to(self._device, torch.float32)
         return self._vae.decode_step(latents, cache, consume=True)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Decodes latents on a GPU with TensorRT: the step graphs as engines, the feature cache in two sets of GPU buffers.
+"""The VAE on a GPU with TensorRT, in either direction: the step graphs as engines, the feature cache in two sets of GPU buffers.
 
 A step reads one set and writes the other, then they change roles, so that nothing of the cache is copied or leaves the
 GPU. The buffers are plain torch tensors whose addresses the engine is given; both run on torch's current stream.
@@ -70,12 +70,14 @@ class TrtEngine:
             raise EngineError(f"{self._path}: execution failed; TensorRT's messages are in the log")
 
 
-def _stream(device: torch.device) -> int:
+def stream_of(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 class TrtVae:
     """`VaeRuntime` over a pair of engines. Frames that `step` returns are valid until the next step."""
+
+    model, taken, made, cache_entry = "vae_decoder", "LATENTS", "FRAMES", "cache"
 
     def __init__(
         self,
@@ -87,40 +89,47 @@ class TrtVae:
     ):
         """`manifest` is that of the repository: its `vae` names the cache slots, its `plans` the profiles."""
         self._engines, self._device, self._dtype = engines, device, cache_dtype
-        self._plans = {name: manifest["plans"][f"vae_decoder/{name}"] for name in (FIRST_PLAN, NEXT_PLAN)}
-        self._cache, self._geometry = manifest["vae"]["cache"], geometry
+        self._plans = {name: manifest["plans"][f"{self.model}/{name}"] for name in (FIRST_PLAN, NEXT_PLAN)}
+        self._cache, self._geometry = manifest["vae"][self.cache_entry], geometry
         self._size: tuple[int, int] | None = None
 
     def _allocate(self, height: int, width: int) -> None:
         """Buffers for latents of this size; those of another size are given back first."""
         if self._size == (height, width):
             return
-        self._caches, self._frames = [], {}
+        self._caches, self._results = [], {}
         shapes = [(1, channels, frames, height * s, width * s) for channels, frames, s in self._cache]
         empty: Callable[..., Tensor] = lambda shape, dtype: torch.empty(shape, dtype=dtype, device=self._device)  # noqa: E731
         self._caches = [[empty(shape, self._dtype) for shape in shapes] for _ in range(2)]
-        stride = self._geometry.spatial_stride
         for name, count in ((FIRST_PLAN, 1), (NEXT_PLAN, self._geometry.temporal_stride)):
-            self._frames[name] = empty((1, 3, count, height * stride, width * stride), torch.float32)
+            self._results[name] = empty(self._shape(count, height, width), torch.float32)
         self._size = (height, width)
 
-    def step(self, latents: np.ndarray | Tensor, cache: int | None) -> tuple[Tensor, int]:
+    def _shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Of what a step makes of so many frames."""
+        stride = self._geometry.spatial_stride
+        return 1, 3, frames, height * stride, width * stride
+
+    def _latent_size(self, taken: Tensor) -> tuple[int, int]:
+        return taken.shape[3], taken.shape[4]
+
+    def step(self, taken: np.ndarray | Tensor, cache: int | None) -> tuple[Tensor, int]:
         """See `VaeRuntime.step`; `cache` is the number of the buffer set that holds it."""
         with on_device(self._device):
-            return self._step(latents, cache)
+            return self._step(taken, cache)
 
-    def _step(self, latents: np.ndarray | Tensor, cache: int | None) -> tuple[Tensor, int]:
-        latents = torch.as_tensor(latents).to(self._device, torch.float32).contiguous()
-        self._allocate(*latents.shape[3:])
+    def _step(self, taken: np.ndarray | Tensor, cache: int | None) -> tuple[Tensor, int]:
+        taken = torch.as_tensor(taken).to(self._device, torch.float32).contiguous()
+        self._allocate(*self._latent_size(taken))
         name, target = (FIRST_PLAN, 0) if cache is None else (NEXT_PLAN, 1 - cache)
-        inputs = {"LATENTS": latents}
+        inputs = {self.taken: taken}
         if cache is not None:
             inputs |= {f"CACHE_{i:02d}": slot for i, slot in enumerate(self._caches[cache])}
-        outputs = {"FRAMES": self._frames[name]}
+        outputs = {self.made: self._results[name]}
         outputs |= {f"NEXT_CACHE_{i:02d}": slot for i, slot in enumerate(self._caches[target])}
         profile = profile_index(self._plans[name], {key: tuple(tensor.shape) for key, tensor in inputs.items()})
-        self._engines[name].execute(profile, inputs, outputs, _stream(self._device))
-        return self._frames[name], target
+        self._engines[name].execute(profile, inputs, outputs, stream_of(self._device))
+        return self._results[name], target
 
     @staticmethod
     def pixels(frames: Tensor) -> np.ndarray:
@@ -139,7 +148,7 @@ class TrtTextEncoder:
         inputs = {name: torch.from_numpy(x).to(self._device) for name, x in (("IDS", ids), ("MASK", mask))}
         context = torch.empty(*ids.shape, self._width, device=self._device)
         profile = profile_index(self._plan, {name: tuple(tensor.shape) for name, tensor in inputs.items()})
-        self._engine.execute(profile, inputs, {"CONTEXT": context}, _stream(self._device))
+        self._engine.execute(profile, inputs, {"CONTEXT": context}, stream_of(self._device))
         return context.cpu().numpy()
 
 
@@ -159,6 +168,14 @@ def open_trt_vae(artifacts: Artifacts, weights_on_gpu: float) -> TrtVae:
 
     The plan of the text encoder is checked here as well: Triton's own backend would only say that it cannot read it.
     """
+    manifest, device = artifacts.manifest, torch.device(str(artifacts.device))
+    trt = checked_tensorrt(artifacts, "vae_decoder")
+    engines = open_engines(trt, artifacts, "vae_decoder", (FIRST_PLAN, NEXT_PLAN), weights_on_gpu)
+    return TrtVae(engines, manifest, artifacts.card.geometry, device)
+
+
+def checked_tensorrt(artifacts: Artifacts, stage: str):
+    """TensorRT, if every plan of the repository was made for this machine; raises ArtifactError. `stage` asks."""
     try:
         trt = import_tensorrt()
     except ImportError as error:
@@ -168,12 +185,20 @@ def open_trt_vae(artifacts: Artifacts, weights_on_gpu: float) -> TrtVae:
         ) from error
     manifest, device = artifacts.manifest, torch.device(str(artifacts.device))
     for name, plan in manifest["plans"].items():
-        on = device if name.startswith("vae_decoder/") else manifest["placement"][name.split("/")[0]][0]
+        on = device if name.startswith(f"{stage}/") else manifest["placement"][name.split("/")[0]][0]
         check_plan(name, plan, trt.__version__, torch.cuda.get_device_capability(on), artifacts.command)
-    engines = {}
-    with on_device(device):
-        for name in (FIRST_PLAN, NEXT_PLAN):
-            check_content(artifacts[name], manifest["plans"][f"vae_decoder/{name}"], artifacts.command)
-            streams = manifest["plans"][f"vae_decoder/{name}"]["options"]["weight_streaming"]
+    return trt
+
+
+def open_engines(
+    trt, artifacts: Artifacts, stage: str, plans: tuple[str, ...], weights_on_gpu: float = 1.0
+) -> dict[str, TrtEngine]:
+    """The engines of a stage by the names of their plans, on its GPU; raises ArtifactError."""
+    engines, described = {}, artifacts.manifest["plans"]
+    with on_device(torch.device(str(artifacts.device))):
+        for name in plans:
+            plan = described[f"{stage}/{name}"]
+            check_content(artifacts[name], plan, artifacts.command)
+            streams = plan["options"]["weight_streaming"]
             engines[name] = TrtEngine(trt, artifacts[name], weights_on_gpu if streams else None)
-    return TrtVae(engines, manifest, artifacts.card.geometry, device)
+    return engines

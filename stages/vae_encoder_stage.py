@@ -10,8 +10,9 @@ from stages.device import NotFinite
 from stages.limits import Limits
 from stages.media import GivenMedia, Size, video_size
 from stages.metrics import StageMetrics
-from stages.settings import StageSettings, threads
-from stages.vae_runtime import OnnxVae, encode
+from stages.runtimes import open_vae_encoder
+from stages.settings import StageSettings
+from stages.vae_runtime import encode
 from wan import known_frames
 
 
@@ -21,7 +22,7 @@ class VaeEncoderStage:
     def __init__(self, artifacts: Artifacts, settings: StageSettings, metrics: StageMetrics):
         self._card, self._settings, self._metrics = artifacts.card, settings, metrics
         self._limits = Limits.of(artifacts, settings)
-        self._runtime = OnnxVae(artifacts.folder, threads(settings.encoder_threads))
+        self._runtime = open_vae_encoder(artifacts, settings)
         defaults, geometry = self._card.defaults, self._card.geometry
         grey = known_frames.chunks({}, (defaults.width, defaults.height, geometry.num_frames(2)), geometry)
         list(encode(self._runtime, grey))
@@ -38,7 +39,8 @@ class VaeEncoderStage:
         return {"CONDITION": condition.numpy()}
 
     def _condition(self, given: GivenMedia, size: Size) -> torch.Tensor:
-        """Mask and latents of the known frames, or the latents of a clip that is changed; next to nothing without one."""
+        """Mask and latents of the known frames; of another model the latents of the clip that is changed or of the picture
+        that it begins with, next to nothing without them."""
         geometry = self._card.geometry
 
         def run(chunks):
@@ -46,6 +48,8 @@ class VaeEncoderStage:
 
         if self._card.continues:
             return known_frames.channels(given.known(size), size, geometry, run)
+        if "image" in given.names:
+            return known_frames.first_latents(given.picture("image"), size, run)
         if "video" not in given.names:
             return torch.zeros(1, 1, 1, 1)
         return known_frames.clip_latents(given.clip(size), size, geometry, run)

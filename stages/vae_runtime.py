@@ -24,15 +24,36 @@ def cache_output(slot: int) -> str:
     return f"NEXT_{CACHE_PREFIX}{slot:02d}"
 
 
-class VaeRuntime(Protocol):
-    """Runs one decoding step; the cache is opaque to the caller."""
+class VaeSteps(Protocol):
+    """Runs one step of either direction; the cache is opaque to the caller."""
 
-    def step(self, latents: np.ndarray, cache: Any) -> tuple[Any, Any]:
+    def step(self, taken: np.ndarray, cache: Any) -> tuple[Any, Any]:
         """Latents float32 [1, z, 1, h, w] and the cache of the step before (None: first) to frames in [-1, 1]
-        [1, 3, n, H, W] and the new cache."""
+        [1, 3, n, H, W] and the new cache, or such frames to latents."""
+
+
+class VaeRuntime(VaeSteps, Protocol):
+    """The direction that makes frames."""
 
     def pixels(self, frames) -> np.ndarray:
         """Frames that `step` returned to uint8 [n, H, W, 3] on the host."""
+
+
+class ClipRuntime(Protocol):
+    """Runs CLIP, one picture at a time."""
+
+    def tokens(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels float32 [1, 3, S, S] as `wan.pictures.clip_pixels` makes them to tokens [L, dim]."""
+
+
+class OnnxClip:
+    """CLIP under ONNX Runtime on a CPU."""
+
+    def __init__(self, path: Path, threads: int):
+        self._session = onnx_session(path, threads)
+
+    def tokens(self, pixels: np.ndarray) -> np.ndarray:
+        return self._session.run(["TOKENS"], {"PIXELS": pixels})[0][0]
 
 
 class OnnxVae:
@@ -44,8 +65,8 @@ class OnnxVae:
         self._inputs = [i.name for i in self._sessions[NEXT].get_inputs() if i.name != self._taken]
         self._outputs = [o.name for o in self._sessions[NEXT].get_outputs()]
 
-    def step(self, latents: np.ndarray, cache: list | None) -> tuple[np.ndarray, list]:
-        feed = {self._taken: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(latents))}
+    def step(self, taken: np.ndarray, cache: list | None) -> tuple[np.ndarray, list]:
+        feed = {self._taken: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(taken))}
         if cache is not None:
             feed |= dict(zip(self._inputs, cache, strict=True))
         session = self._sessions[FIRST if cache is None else NEXT]
@@ -70,7 +91,7 @@ def to_pixels(frames: np.ndarray) -> np.ndarray:
     return np.rint(scaled, out=scaled).clip(0, 255).astype(np.uint8).transpose(1, 2, 3, 0)
 
 
-def encode(runtime: VaeRuntime, chunks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+def encode(runtime: VaeSteps, chunks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Yield the latents [1, z, 1, h, w] of each chunk of frames: the first one, then as many as a latent frame stands for."""
     cache = None
     for chunk in chunks:

@@ -3,7 +3,7 @@
 import argparse
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import sentencepiece
@@ -16,9 +16,11 @@ from contract import Defaults
 from tiny.scenes import FRAMES, SIZE
 from tiny.train_dit import ARCHITECTURE as DIT
 from tiny.train_dit import FLOW_SHIFT
+from tiny.train_i2v import CLIP
 from tiny.train_text import ARCHITECTURE as TEXT
 from tiny.train_vae import ARCHITECTURE as VAE
 from tiny.train_vae import LATENTS_FILE
+from wan.config import ClipConfig
 from wan.keys import dit_to_diffusers, vae_to_diffusers
 
 DEFAULTS = Defaults(
@@ -31,6 +33,8 @@ DEFAULTS = Defaults(
     negative_prompt="",
     fps=16,
 )
+# the picture says what is seen, and more guidance takes the frames away from it
+I2V_DEFAULTS = replace(DEFAULTS, guidance_scale=1.5)
 VERSION = "0.42.1"  # of diffusers, whose file formats these are
 
 
@@ -46,12 +50,14 @@ def _save(state: dict[str, Tensor], path: Path) -> None:
 
 
 def write_transformer(state: dict[str, Tensor], out: Path) -> None:
+    image_dim = state["img_emb.proj.0.weight"].shape[0] if "img_emb.proj.0.weight" in state else None
     config = {
         "_class_name": "WanTransformer3DModel", "_diffusers_version": VERSION, "patch_size": [1, 2, 2],
         "num_attention_heads": DIT["num_heads"], "attention_head_dim": DIT["dim"] // DIT["num_heads"],
-        "in_channels": VAE["z_dim"], "out_channels": VAE["z_dim"], "text_dim": DIT["text_dim"], "freq_dim": 256,
+        "in_channels": state["patch_embedding.weight"].shape[1], "out_channels": VAE["z_dim"], "text_dim": DIT["text_dim"], "freq_dim": 256,
         "ffn_dim": DIT["ffn_dim"], "num_layers": DIT["num_layers"], "cross_attn_norm": True,
-        "qk_norm": "rms_norm_across_heads", "eps": 1e-6, "image_dim": None, "added_kv_proj_dim": None,
+        "qk_norm": "rms_norm_across_heads", "eps": 1e-6, "image_dim": image_dim,
+        "added_kv_proj_dim": DIT["dim"] if image_dim else None,
         "rope_max_seq_len": 1024,
     }  # fmt: skip
     _write_json(out / "config.json", config)
@@ -78,6 +84,21 @@ def write_text_encoder(state: dict[str, Tensor], out: Path) -> None:
     }  # fmt: skip
     _write_json(out / "config.json", config)
     _save(state, out / "model.safetensors")
+
+
+def write_image_encoder(state: dict[str, Tensor], config: ClipConfig, out: Path) -> None:
+    """As transformers has it: with a last layer and a norm after it, which nobody computes here."""
+    stored = {
+        "architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model", "hidden_size": config.dim,
+        "intermediate_size": config.ffn_dim, "num_hidden_layers": config.num_layers + 1, "hidden_act": "gelu",
+        "num_attention_heads": config.num_heads, "image_size": config.image_size, "patch_size": config.patch,
+        "projection_dim": config.dim, "layer_norm_eps": 1e-5, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    _write_json(out / "config.json", stored)
+    last, unused = f"encoder.layers.{config.num_layers - 1}.", f"encoder.layers.{config.num_layers}."
+    zeros = {k.replace(last, unused): torch.zeros_like(v) for k, v in state.items() if k.startswith(last)}
+    norm = {f"post_layernorm.{name}": torch.zeros(config.dim) for name in ("weight", "bias")}
+    _save(state | zeros | norm, out / "model.safetensors")
 
 
 def write_tokenizer(spiece: Path, out: Path) -> None:
@@ -114,15 +135,30 @@ def assemble(parts: Path, out: Path) -> None:
     _write_json(out / "wan.json", {"defaults": asdict(DEFAULTS)})
 
 
+def assemble_i2v(parts: Path, out: Path) -> None:
+    """Beside models/tiny, from which everything else is read."""
+    state = load_file(parts / "i2v.safetensors")
+    dit, clip = (
+        {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)} for part in ("dit.", "clip.")
+    )
+    write_transformer(dit, out / "transformer")
+    write_image_encoder(clip, CLIP, out / "image_encoder")
+    _write_json(out / "wan.json", {"base": "../tiny", "variant": "i2v", "defaults": asdict(I2V_DEFAULTS)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", choices=MODELS, nargs="?", default="tiny")
     parser.add_argument("--parts", type=Path, default=Path("build/tiny"))
-    parser.add_argument("--out", type=Path, default=Path("models/tiny"))
+    parser.add_argument("--out", type=Path, help="default: models/MODEL")
     args = parser.parse_args()
-    assemble(args.parts, args.out)
+    args.out = args.out or Path("models") / args.model
+    MODELS[args.model](args.parts, args.out)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB")
 
+
+MODELS = {"tiny": assemble, "tiny-i2v": assemble_i2v}
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,7 @@
-"""Draws held-out prompts and lays out five frames of each in a row. `python -m tiny.contact_sheet`."""
+"""Draws held-out prompts and lays out five frames of each in a row. `python -m tiny.contact_sheet`.
+
+Of a model that begins with a picture, the given one comes first in its row.
+"""
 
 import argparse
 from pathlib import Path
@@ -7,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tiny.obedience import held_out_prompts
+from tiny.obedience_i2v import clip_of
 from wan import Pipeline
 
 COLUMNS = 5
@@ -14,11 +18,15 @@ GAP = 4  # pixels
 ZOOM = 2
 
 
-def row(frames: np.ndarray) -> np.ndarray:
-    """Five frames, evenly spread in time, side by side."""
+def row(frames: np.ndarray, given: list[np.ndarray]) -> np.ndarray:
+    """The given pictures, then five frames, evenly spread in time, side by side."""
     index = np.linspace(0, len(frames) - 1, COLUMNS).round().astype(int)
     gap = np.full((frames.shape[1], GAP, 3), 255, np.uint8)
-    return np.concatenate([part for i in index for part in (frames[i], gap)][:-1], axis=1)
+    parts = [
+        *(each for picture in given for each in (picture, gap, gap)),
+        *(x for i in index for x in (frames[i], gap)),
+    ]
+    return np.concatenate(parts[:-1], axis=1)
 
 
 def main() -> None:
@@ -29,9 +37,10 @@ def main() -> None:
     args = parser.parse_args()
     pipeline = Pipeline.from_checkpoint(args.checkpoint)
     rows = []
-    for seed, (_, prompt) in enumerate(held_out_prompts(args.rows)):
+    for seed, (scene, prompt) in enumerate(held_out_prompts(args.rows)):
         print(prompt)
-        rows.append(row(pipeline(prompt, seed=seed).frames))
+        given = {name: clip_of(scene, seed)[0] for name in pipeline.card.needs}
+        rows.append(row(pipeline(prompt, seed=seed, **given).frames, list(given.values())))
     gap = np.full((GAP, rows[0].shape[1], 3), 255, np.uint8)
     sheet = Image.fromarray(np.concatenate([part for r in rows for part in (r, gap)][:-1]))
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ def _nearest(palette: dict[str, tuple[str, tuple]], rgb: np.ndarray) -> str:
     return min(palette, key=lambda name: float(np.sum((np.array(palette[name][1]) - rgb) ** 2)))
 
 
-def _silhouette(frame: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def silhouette(frame: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Soft mask [H, W] in 0..1 of the object and its colour, or None if nothing stands out."""
     distance = np.linalg.norm(frame - background, axis=-1)
     peak = np.quantile(distance, 0.985)
@@ -65,7 +65,7 @@ def _silhouette(frame: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, 
     return (mask, color) if mask.mean() >= MIN_AREA else None
 
 
-def _centroid(mask: np.ndarray) -> np.ndarray:
+def centroid(mask: np.ndarray) -> np.ndarray:
     rows, columns = np.mgrid[: mask.shape[0], : mask.shape[1]] + 0.5
     return np.array([(columns * mask).sum(), (rows * mask).sum()]) / mask.sum()
 
@@ -75,14 +75,14 @@ def _overlap(mask: np.ndarray, shape: str) -> float:
     size = max(mask.shape)
     padded = np.zeros((size, size))
     padded[: mask.shape[0], : mask.shape[1]] = mask
-    center, radius = _centroid(mask), np.sqrt(mask.sum() / np.pi)
+    center, radius = centroid(mask), np.sqrt(mask.sum() / np.pi)
     shift = np.zeros(2)
     for _ in range(3):  # the template's own centroid and area are known only once it is drawn
         x, y, r = torch.tensor([*(center + shift), radius], dtype=torch.float32)
         template = coverage(shape, x, y, r, size=size).numpy()
         if template.sum() == 0:
             return 0.0
-        shift += center - _centroid(template)
+        shift += center - centroid(template)
         radius *= np.sqrt(mask.sum() / template.sum())
     return float(np.minimum(padded, template).sum() / np.maximum(padded, template).sum())
 
@@ -93,12 +93,12 @@ def check(frames: np.ndarray, asked: Scene) -> Verdict:
     ring = np.ones(video.shape[1:3], dtype=bool)
     ring[BORDER:-BORDER, BORDER:-BORDER] = False
     background = np.median(video[:, ring].reshape(-1, 3), axis=0)
-    seen = [s for s in (_silhouette(frame, background) for frame in video) if s is not None]
+    seen = [s for s in (silhouette(frame, background) for frame in video) if s is not None]
     if len(seen) < 0.8 * len(video):
         return Verdict(asked, None, None, None, _nearest(BACKGROUNDS, background))
     masks = [mask for mask, _ in seen]
     color = np.median([c for _, c in seen], axis=0)
-    dx, dy = _centroid(masks[-1]) - _centroid(masks[0])
+    dx, dy = centroid(masks[-1]) - centroid(masks[0])
     direction = None
     if max(abs(dx), abs(dy)) >= MIN_TRAVEL * min(video.shape[1:3]):
         step = (int(np.sign(dx)), 0) if abs(dx) > abs(dy) else (0, int(np.sign(dy)))

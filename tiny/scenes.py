@@ -108,23 +108,38 @@ def coverage(shape: str, cx: Tensor, cy: Tensor, radius: Tensor, size: int = SIZ
     return (0.5 - _distance(shape, x, y, radius[..., None, None])).clamp(0, 1)
 
 
-def render(scenes: list[Scene], generator: torch.Generator, frames: int = FRAMES, size: int = SIZE) -> Tensor:
+def _path(u: Tensor, room: Tensor, from_middle: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Start and length of the way along the direction, and the offset across it, for random `u` [3] in 0..1."""
+    if from_middle:
+        start, across = room / 2 + (u[1:] - 0.5) * room / 4
+        return start, (0.75 + 0.25 * u[0]) * (room - start), across
+    travel = (0.9 + 0.1 * u[0]) * room
+    return u[1] * (room - travel), travel, room / 2 + (u[2] - 0.5) * room / 2
+
+
+def render(
+    scenes: list[Scene],
+    generator: torch.Generator,
+    frames: int = FRAMES,
+    size: int = SIZE,
+    from_middle: bool = False,
+) -> Tensor:
     """Draw one clip per scene, [B, 3, frames, size, size] in [-1, 1].
 
-    The object crosses the picture; its size, its path's distance from the middle and its exact start vary.
+    The object crosses the picture; its size, its path's distance from the middle and its exact start vary. With
+    `from_middle` it goes from about the middle to the border, so that no first frame gives the direction away.
     """
     clips = []
     for scene in scenes:
         u = torch.rand(4, generator=generator)
         radius = (11.5 + u[0]) * size / SIZE
         margin = 1.2 * radius
-        room = size - 2 * margin
-        travel = (0.9 + 0.1 * u[1]) * room
-        along = margin + u[2] * (room - travel) + travel * torch.linspace(0, 1, frames)
-        across = (size / 2 + (u[3] - 0.5) * room / 2).expand(frames)
+        start, travel, offset = _path(u[1:], size - 2 * margin, from_middle)
+        along = margin + start + travel * torch.linspace(0, 1, frames)
+        across = (margin + offset).expand(frames)
         dx, dy = DIRECTIONS[scene.direction][1]
         if dx + dy < 0:
-            along = along.flip(0)
+            along = size - along if from_middle else along.flip(0)
         cx, cy = (along, across) if dx else (across, along)
         alpha = coverage(scene.shape, cx, cy, radius.expand(frames), size)  # [T, H, W]
         color = torch.tensor(COLORS[scene.color][1]).view(3, 1, 1, 1)

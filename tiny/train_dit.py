@@ -10,6 +10,7 @@ import json
 import math
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,15 @@ def encode_clips(out: Path, count: int) -> tuple[list[Scene], Tensor]:
 class Embedder:
     """Prompts to embeddings [B, 512, text_dim] by the frozen encoder."""
 
-    def __init__(self, out: Path):
-        self.processor = sentencepiece.SentencePieceProcessor(model_file=str(out / "spiece.model"))
-        self.encoder = build_umt5(TextConfig(vocab_size=self.processor.vocab_size(), **TEXT)).eval()
-        self.encoder.load_state_dict(load_file(out / "text.safetensors"), strict=False)
+    def __init__(self, processor: sentencepiece.SentencePieceProcessor, encoder: nn.Module):
+        self.processor, self.encoder = processor, encoder.eval()
+
+    @classmethod
+    def trained(cls, out: Path) -> "Embedder":
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(out / "spiece.model"))
+        encoder = build_umt5(TextConfig(vocab_size=processor.vocab_size(), **TEXT))
+        encoder.load_state_dict(load_file(out / "text.safetensors"), strict=False)
+        return cls(processor, encoder)
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> Tensor:
@@ -102,45 +108,68 @@ def _optimizers(dit: WanDiT, peak_lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
+@dataclass(frozen=True)
+class Clips:
+    """What is trained on: scenes, their latents [N, z, T', h, w], and what the model is given of each besides text."""
+
+    scenes: list[Scene]
+    latents: Tensor
+    given: tuple[Tensor, ...] = ()
+
+
 def train(
-    dit: WanDiT, out: Path, scenes: list[Scene], latents: Tensor, steps: int, batch_size: int, peak_lr: float, seed: int
-) -> WanDiT:
-    """Train for `steps`; returns the moving average of the weights, which is also written every 500 steps."""
-    embed, rng, generator = Embedder(out), random.Random(seed), torch.Generator().manual_seed(seed)
-    average = copy.deepcopy(dit).requires_grad_(False)
-    optimizers = _optimizers(dit, peak_lr)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda s: min(1.0, (s + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps)))
-        )
-        for optimizer in optimizers
-    ]
-    started, losses = time.time(), []
-    for step in range(steps):
-        index = torch.randint(len(scenes), (batch_size,), generator=generator)
-        prompts = ["" if rng.random() < EMPTY_PROMPTS else scenes[i].random_prompt(rng) for i in index.tolist()]
-        x0 = latents[index]
-        noise = torch.randn(x0.shape, generator=generator)
-        sigma: Any = shifted(torch.rand(batch_size, generator=generator), FLOW_SHIFT)  # type: ignore[arg-type]
-        mixed = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1, 1))
-        loss = F.mse_loss(dit(mixed, 1000 * sigma, embed(prompts)), noise - x0)
-        dit.zero_grad(set_to_none=True)
+    model: nn.Module,
+    embed: Embedder,
+    clips: Clips,
+    file: Path,
+    optimizers: list[torch.optim.Optimizer],
+    steps: int,
+    batch_size: int,
+    seed: int,
+    minutes: float = math.inf,
+) -> nn.Module:
+    """Train `model(latents, timesteps, context, *given)` for `steps`, or fewer if the `minutes` are over before.
+
+    Returns the moving average of the weights, which is also written to `file` every 200 steps.
+    """
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    average = copy.deepcopy(model).requires_grad_(False)
+    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    started, losses, step, done = time.time(), [], 0, 0.0
+    while done < 1:
+        loss = _loss(model, embed, clips, batch_size, rng, generator)
+        model.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(dit.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        share = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * done))
+        for optimizer, lrs in zip(optimizers, peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, lrs, strict=True):
+                group["lr"] = share * peak
             optimizer.step()
-            schedule.step()
         decay = min(EMA, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.parameters()), list(dit.parameters()), 1 - decay)
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         losses.append(loss.item())
-        if step % 100 == 99:
-            print(
-                f"dit step {step + 1}/{steps} loss {sum(losses[-100:]) / 100:.4f} {time.time() - started:.0f} s",
-                flush=True,
-            )
-        if step % 500 == 499 or step == steps - 1:
-            save_file(average.state_dict(), out / "dit.safetensors")
+        step += 1
+        done = min(1.0, max(step / steps, (time.time() - started) / (60 * minutes)))
+        if step % 100 == 0:
+            recent = sum(losses[-100:]) / 100
+            print(f"{file.stem} step {step}/{steps} loss {recent:.4f} {time.time() - started:.0f} s", flush=True)
+        if step % 200 == 0 or done == 1:
+            save_file(average.state_dict(), file)
     return average
+
+
+def _loss(
+    model: nn.Module, embed: Embedder, clips: Clips, batch_size: int, rng: random.Random, generator: torch.Generator
+) -> Tensor:
+    index = torch.randint(len(clips.scenes), (batch_size,), generator=generator)
+    prompts = ["" if rng.random() < EMPTY_PROMPTS else clips.scenes[i].random_prompt(rng) for i in index.tolist()]
+    x0 = clips.latents[index]
+    noise = torch.randn(x0.shape, generator=generator)
+    sigma: Any = shifted(torch.rand(batch_size, generator=generator), FLOW_SHIFT)  # type: ignore[arg-type]
+    mixed = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1, 1))
+    velocity = model(mixed, 1000 * sigma, embed(prompts), *(part[index] for part in clips.given))
+    return F.mse_loss(velocity, noise - x0)
 
 
 def main() -> None:
@@ -159,7 +188,9 @@ def main() -> None:
     initialise(dit)
     if args.resume:
         dit.load_state_dict(load_file(args.out / "dit.safetensors"))
-    train(dit, args.out, scenes, latents, args.steps, args.batch_size, args.peak_lr, args.seed)
+    embed, file = Embedder.trained(args.out), args.out / "dit.safetensors"
+    optimizers = _optimizers(dit, args.peak_lr)
+    train(dit, embed, Clips(scenes, latents), file, optimizers, args.steps, args.batch_size, args.seed)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ def recording(dit: WanDiT) -> Iterator[Record]:
     record, run_blocks = Record(), dit.run_blocks
     conditionals: list = []
 
-    def watched(x, modulation, rotary, conditioning):
-        out = run_blocks(x, modulation, rotary, conditioning)
+    def watched(x, modulation, rotary, conditioning, still=0):
+        out = run_blocks(x, modulation, rotary, conditioning, still)
         if not any(conditioning is c for c in conditionals):
             conditionals.append(conditioning)
         branch = next(i for i, c in enumerate(conditionals) if c is conditioning)

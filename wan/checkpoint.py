@@ -95,7 +95,8 @@ class Checkpoint(ABC):
     """A checkpoint on disk. `root` holds the components; `settings` are those of its optional wan.json.
 
     wan.json: what `contract.card` reads, and {"teacache": {"coefficients": [...], "retention": false}, "magcache": {"ratios":
-    [...]}}, which `python -m wan.calibrate` writes; a list of them for two experts, whose "boundary" it may say too.
+    [...]}}, which `python -m wan.calibrate` writes; a list of them for two experts, whose "boundary" it may say too. In the
+    Diffusers layout, {"base": "../other"} names the checkpoint that has the components which are not here.
     """
 
     grid: str  # which sigma grid the layout's reference implementation uses
@@ -103,6 +104,8 @@ class Checkpoint(ABC):
     def __init__(self, root: Path):
         self.root = root
         self.settings = _read_json(root / SETTINGS_FILE)
+        said = self.settings.get("base")
+        self.base = (root / str(said)).resolve() if said else None
 
     @staticmethod
     def open(path: str | Path) -> "Checkpoint":
@@ -243,10 +246,19 @@ class Checkpoint(ABC):
 class DiffusersCheckpoint(Checkpoint):
     grid = "diffusers"
 
+    def _folder(self, name: str) -> Path:
+        """Of a component: here or, if it is not, in the checkpoint that wan.json calls the base."""
+        places = [place for place in (self.root, self.base) if place]
+        for place in places:
+            if (place / name).is_dir():
+                return place / name
+        raise CheckpointError(f"{' and its base '.join(map(str, places))} has no {name}/")
+
+    def _config(self, name: str) -> dict:
+        return _read_json(self._folder(name) / "config.json")
+
     def _component(self, name: str, stem: str, rename: Callable[[str], str] = lambda key: key) -> TensorFiles:
-        directory = self.root / name
-        if not directory.is_dir():
-            raise CheckpointError(f"{self.root} has no {name}/")
+        directory = self._folder(name)
         return TensorFiles(_shards(directory, stem), rename)
 
     @property
@@ -269,7 +281,7 @@ class DiffusersCheckpoint(Checkpoint):
         return self._component(self.dit_folders[expert], "diffusion_pytorch_model", keys.dit_from_diffusers)
 
     def vae_tensors(self) -> TensorFiles:
-        stored = _read_json(self.root / "vae" / "config.json")
+        stored = self._config("vae")
         rename = keys.vae_from_diffusers(stored.get("num_res_blocks", 2), stored.get("is_residual", False))
         return self._component("vae", "diffusion_pytorch_model", rename)
 
@@ -280,19 +292,19 @@ class DiffusersCheckpoint(Checkpoint):
         return self._component("image_encoder", "model", clip.from_transformers)
 
     def clip_config(self) -> ClipConfig:
-        heads = _read_json(self.root / "image_encoder" / "config.json").get("num_attention_heads")
+        heads = self._config("image_encoder").get("num_attention_heads")
         return clip.config(self.clip_tensors(), heads)
 
     @property
     def tokenizer_directory(self) -> Path:
-        return self.root / "tokenizer"
+        return self._folder("tokenizer")
 
     def dit_config(self) -> DiTConfig:
         heads = _read_json(self.root / "transformer" / "config.json").get("num_attention_heads")
         return dit_config(self.dit_tensors(), heads)
 
     def vae_config(self) -> VAEConfig:
-        stored = _read_json(self.root / "vae" / "config.json")
+        stored = self._config("vae")
         return vae_config(self.vae_tensors(), stored.get("latents_mean"), stored.get("latents_std"))
 
 

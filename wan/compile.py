@@ -47,14 +47,14 @@ class CompiledBlocks:
         self._dit = dit
         self._lengths: set[int] = set()
 
-    def __call__(self, x: Tensor, modulation: Tensor, rotary: Tensor, conditioning: Sources) -> Tensor:
+    def __call__(self, x: Tensor, modulation: Tensor, rotary: Tensor, conditioning: Sources, still: int = 0) -> Tensor:
         length = x.shape[1]
         if len(self._lengths) < MAX_LENGTHS:
             self._lengths.add(length)
         compiled = length in self._lengths
         self._report(compiled, length)
         for block, sources in zip(self._dit.blocks, conditioning.sources, strict=True):
-            x = (block if compiled else block.forward)(x, modulation, rotary, sources)
+            x = (block if compiled else block.forward)(x, modulation, rotary, sources, still)
         return x
 
     def _report(self, compiled: bool, length: int) -> None:

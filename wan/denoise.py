@@ -209,7 +209,7 @@ class Denoiser:
                     evaluator = active.enter_context(
                         self._evaluator(plan, step.expert, schedule, conditioning, request, x.shape, beside)
                     )
-                velocity = evaluator.velocity(x, i, step)
+                velocity = evaluator.velocity(conditioning.impose(x), i, step)
                 state = sampler(state, velocity, schedule.sigmas, i)
                 if x.is_cuda:  # else the loop runs ahead of the GPU: no honest time, no cancel within a step
                     torch.cuda.synchronize(x.device)
@@ -217,10 +217,11 @@ class Denoiser:
                 if on_step is not None:
                     done = i + 1
                     resumable = done < len(plan) and plan[done].computed
-                    x0, seconds = x - schedule.sigmas[i] * velocity, info.step_seconds[-1]
+                    x0 = conditioning.impose(x - schedule.sigmas[i] * velocity)
+                    seconds = info.step_seconds[-1]
                     on_step(Progress(done, len(plan), info.steps_skipped, step.computed, seconds, resumable, state, x0))
         info.engine = self.engine  # as it ran: blocks may have run uncompiled
-        return state.latents, info
+        return conditioning.impose(state.latents), info
 
     def _beside(
         self, request: GenerationRequest, adapters: Mapping[str, Sequence[Lora | None]]
@@ -250,6 +251,7 @@ class Denoiser:
             index, schedule.timesteps, tuple(texts), getattr(request, expert.guidance), tuple(shape),
             conditioning.channels, conditioning.image_tokens, not all(step.computed for step in steps),
             len(texts) == 2 and batch_branches(expert.dit, expert.dit.rotary(shape).shape[1]),
+            conditioning.first is not None,
         )  # fmt: skip
         with adapted.applied(expert.dit, beside[index]):
             yield self.evaluators(expert.dit, span)

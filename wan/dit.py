@@ -78,15 +78,24 @@ class RMSNorm(nn.Module):
         return (wide * scale).type_as(x) * self.weight
 
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LayerNorm(x) * (1 + scale) + shift for x [B, S, C] and shift, scale [B or 1, 1, C], all float32."""
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float, still: int = 0) -> Tensor:
+    """LayerNorm(x) * (1 + scale) + shift for x [B, S, C] and shift, scale [B or 1, 1, C], all float32.
+
+    With `still` tokens at another timestep than the rest, shift and scale are [2, 1, C]: theirs, then that of the rest.
+    """
+    if still:
+        parts = (x[:, :still], shift[:1], scale[:1]), (x[:, still:], shift[1:], scale[1:])
+        return torch.cat([modulated_norm(*part, eps) for part in parts], dim=1)
     if scale.shape[0] == 1:  # all samples at the same timestep: the kernel's own weight and bias
         return F.layer_norm(x, x.shape[-1:], 1 + scale.view(-1), shift.view(-1), eps)
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], None, None, eps), 1 + scale)
 
 
-def add_gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """x + y * gate for float32 x [B, S, C] and gate [B or 1, 1, C]."""
+def add_gated(x: Tensor, y: Tensor, gate: Tensor, still: int = 0) -> Tensor:
+    """x + y * gate for float32 x [B, S, C] and gate [B or 1, 1, C], or [2, 1, C] as in `modulated_norm`."""
+    if still:
+        parts = (x[:, :still], y[:, :still], gate[:1]), (x[:, still:], y[:, still:], gate[1:])
+        return torch.cat([add_gated(*part) for part in parts], dim=1)
     return torch.addcmul(x, y.float(), gate)
 
 
@@ -170,15 +179,18 @@ class Block(nn.Module):
         """In which the linear layers and attention compute."""
         return cast(Any, self.ffn[0]).bias.dtype
 
-    def forward(self, x: Tensor, modulation: Tensor, rotary: Tensor, sources: tuple[Source, ...]) -> Tensor:
-        """Residual stream [B, S, C] after the block; `modulation` [B or 1, 6, C]. All float32."""
+    def forward(
+        self, x: Tensor, modulation: Tensor, rotary: Tensor, sources: tuple[Source, ...], still: int = 0
+    ) -> Tensor:
+        """Residual stream [B, S, C] after the block; `modulation` [B or 1, 6, C], or [2, 6, C] where the first `still`
+        tokens are at a timestep of their own. All float32."""
         shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = (self.modulation + modulation).unsqueeze(2).unbind(1)
-        normed = modulated_norm(x, shift_sa, scale_sa, self.eps)
-        x = add_gated(x, self.self_attn(normed.to(self.dtype), rotary), gate_sa)
+        normed = modulated_norm(x, shift_sa, scale_sa, self.eps, still)
+        x = add_gated(x, self.self_attn(normed.to(self.dtype), rotary), gate_sa, still)
         normed = F.layer_norm(x, x.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), self.eps)
         x = x + self.cross_attn(normed.to(self.dtype), sources)
-        normed = modulated_norm(x, shift_ff, scale_ff, self.eps)
-        return add_gated(x, self.ffn(normed.to(self.dtype)), gate_ff)
+        normed = modulated_norm(x, shift_ff, scale_ff, self.eps, still)
+        return add_gated(x, self.ffn(normed.to(self.dtype)), gate_ff, still)
 
 
 class Head(nn.Module):
@@ -188,9 +200,9 @@ class Head(nn.Module):
         self.head = nn.Linear(config.dim, config.out_channels * math.prod(config.patch_size))
         self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:  # [B, S, C], [B, C] float32
+    def forward(self, x: Tensor, time: Tensor, still: int = 0) -> Tensor:  # [B, S, C], [B, C] or [2, C] float32
         shift, scale = (self.modulation + time.unsqueeze(1)).unsqueeze(2).unbind(1)
-        return self.head(modulated_norm(x, shift, scale, self.eps).to(self.head.weight.dtype))
+        return self.head(modulated_norm(x, shift, scale, self.eps, still).to(self.head.weight.dtype))
 
 
 class ImageProjection(nn.Module):
@@ -346,13 +358,13 @@ class WanDiT(nn.Module):
         # contiguous: the residual keeps this order through all blocks, and every norm would copy it otherwise
         return tokens.contiguous().float()
 
-    def run_blocks(self, x: Tensor, modulation: Tensor, rotary, conditioning: Sources) -> Tensor:
+    def run_blocks(self, x: Tensor, modulation: Tensor, rotary, conditioning: Sources, still: int = 0) -> Tensor:
         for block, sources in zip(self.blocks, conditioning.sources, strict=True):
-            x = block(x, modulation, rotary, sources)
+            x = block(x, modulation, rotary, sources, still)
         return x
 
-    def project(self, x: Tensor, time: Tensor) -> Tensor:  # [B, S, dim] -> [B, S, values of a patch]
-        return self.head(x, time)
+    def project(self, x: Tensor, time: Tensor, still: int = 0) -> Tensor:  # [B, S, dim] -> [B, S, values of a patch]
+        return self.head(x, time, still)
 
     def unpatchify(self, x: Tensor, latents_shape) -> Tensor:  # [B, S, values of a patch] -> [B, out, T, h, w]
         t, h, w = latents_shape[-3:]

@@ -25,7 +25,8 @@ class Conditioning:
     guidance. `channels` [in - out, T', h, w] go into the model beside the latents at every step (mask and latents of the
     known frames), never into the solver. `image_tokens` [L, image_dim] are CLIP's of the pictures. Both guidance branches
     see the same of both. `start` [C, T', h, w] are latents of a clip to change: the run begins at the noise level that the
-    request's strength names.
+    request's strength names. `first` [C, 1, h, w] is the first latent frame of the result: it is shown to the model free of
+    noise, at timestep 0.
     """
 
     text: Tensor
@@ -33,6 +34,11 @@ class Conditioning:
     channels: Tensor | None = None
     image_tokens: Tensor | None = None
     start: Tensor | None = None
+    first: Tensor | None = None
+
+    def impose(self, latents: Tensor) -> Tensor:
+        """The latents, with the first frame where it is given."""
+        return latents if self.first is None else torch.cat([self.first.to(latents), latents[:, 1:]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Span:
     """What an expert is told of a request before its steps.
 
     `texts` [L, text_dim] are the conditional one and, where any step is guided, the other. `together`: both branches are
-    one batch. Without `keep_residual` no step is skipped.
+    one batch. Without `keep_residual` no step is skipped. `first_given`: the first latent frame is at timestep 0.
     """
 
     expert: int
@@ -61,6 +67,7 @@ class Span:
     image_tokens: Tensor | None
     keep_residual: bool
     together: bool
+    first_given: bool = False
 
 
 def free_bytes(device: torch.device) -> int:
@@ -88,6 +95,9 @@ class Evaluator:
         self.time, self.modulation = dit.time_embeddings(span.timesteps)
         rotary = dit.rotary(span.shape)
         self.length, self.rotary = rotary.shape[1], share.tokens(rotary)
+        # tokens here at timestep 0, see `_rows`
+        self.still = share.among_first(self.length // span.shape[1], self.length) if span.first_given else 0
+        self.at_zero = dit.time_embeddings([0.0]) if self.still else None
         image = None if span.image_tokens is None else span.image_tokens[None].to(dit.device)
         texts = share.texts(span.texts)
         both = dit.conditioning(torch.stack(texts).to(dit.device), image)
@@ -97,12 +107,16 @@ class Evaluator:
         self.residual: Any = None  # of the last computed step, [branches here, tokens here, dim]
 
     def _run(self, tokens: Tensor, i: int, branches: list[Sources]) -> Tensor:  # [1, S, dim] -> [1 or 2, S, dim]
-        modulation = self.modulation[i : i + 1]
+        modulation = self._rows(1, self.modulation[i : i + 1])
         outputs = [
-            self.dit.run_blocks(tokens.expand(b.batch, -1, -1).contiguous(), modulation, self.rotary, b)
+            self.dit.run_blocks(tokens.expand(b.batch, -1, -1).contiguous(), modulation, self.rotary, b, self.still)
             for b in branches
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _rows(self, which: int, at_step: Tensor) -> Tensor:
+        """What `time_embeddings` says of a step, below what it says of tokens at timestep 0 if there are any."""
+        return at_step if self.at_zero is None else torch.cat([self.at_zero[which], at_step])
 
     def part(self, latents: Tensor, i: int, step: Step) -> Tensor:  # [C, T', h, w] -> [branches, tokens here, values]
         """What `WanDiT.unpatchify` takes, of this share."""
@@ -114,7 +128,7 @@ class Evaluator:
             self.residual = out - tokens if self.span.keep_residual else None
         else:
             out = tokens + self.residual[: sum(b.batch for b in branches)]
-        return self.dit.project(out, self.time[i : i + 1])
+        return self.dit.project(out, self._rows(0, self.time[i : i + 1]), self.still)
 
     def nothing(self) -> Tensor:
         """In the place of `part` where this share is idle."""

@@ -90,6 +90,11 @@ _TO_DIT = [
     (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
     (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
     (r"^time_projection\.1\.", "condition_embedder.time_proj."),
+    (r"^img_emb\.proj\.0\.", "condition_embedder.image_embedder.norm1."),
+    (r"^img_emb\.proj\.1\.", "condition_embedder.image_embedder.ff.net.0.proj."),
+    (r"^img_emb\.proj\.3\.", "condition_embedder.image_embedder.ff.net.2."),
+    (r"^img_emb\.proj\.4\.", "condition_embedder.image_embedder.norm2."),
+    (r"^img_emb\.emb_pos$", "condition_embedder.image_embedder.pos_embed"),
     (r"^head\.head\.", "proj_out."),
     (r"^head\.modulation$", "scale_shift_table"),
     (r"^(blocks\.\d+)\.modulation$", r"\1.scale_shift_table"),
@@ -102,11 +107,13 @@ _TO_DIT = [
 
 
 def dit_to_diffusers(key: str) -> str:
-    """`blocks.0.self_attn.q.weight` -> `blocks.0.attn1.to_q.weight`, for text-to-video models."""
+    """`blocks.0.self_attn.q.weight` -> `blocks.0.attn1.to_q.weight`."""
     key = rename_first(_TO_DIT, key)
     if ".attn" in key:
         key = re.sub(r"\.([qkv])\.(weight|bias)$", r".to_\1.\2", key)
         key = re.sub(r"\.o\.(weight|bias)$", r".to_out.0.\1", key)
+        key = re.sub(r"\.([kv])_img\.", r".add_\1_proj.", key)
+        key = key.replace(".norm_k_img.", ".norm_added_k.")
     return key
 
 

@@ -91,6 +91,12 @@ def channels(known: Known, size: tuple[int, int, int], geometry: Geometry, encod
     return torch.cat([flags.expand(-1, *space), latents])
 
 
+def first_latents(image: Picture, size: tuple[int, int, int], encode: Encode) -> Tensor:
+    """Latents [z, 1, h, w] of a picture, fitted to `size`: those of the first frame of any video that begins with it."""
+    width, height, _ = size
+    return next(iter(encode([to_signed(fit(image, width, height)[None])])))[0].float().cpu()
+
+
 def clip_latents(video: Clip, size: tuple[int, int, int], geometry: Geometry, encode: Encode) -> Tensor:
     """Latents [z, T', h, w] of the first frames of a clip, fitted to `size`; InvalidRequest if it has too few."""
     width, height, num_frames = size

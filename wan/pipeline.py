@@ -129,9 +129,10 @@ class Pipeline:
         text, negative = self.encode([request.prompt, request.negative_prompt])
         size, geometry = (request.width, request.height, request.num_frames), self.card.geometry
         if not self.card.continues:
-            clip = media.video
-            start = None if clip is None else known_frames.clip_latents(clip, size, geometry, self.vae.encode_stream)
-            return Conditioning(text, negative, start=start)
+            clip, image, encode = media.video, media.image, self.vae.encode_stream
+            start = None if clip is None else known_frames.clip_latents(clip, size, geometry, encode)
+            first = None if image is None else known_frames.first_latents(image, size, encode)
+            return Conditioning(text, negative, start=start, first=first)
         known = known_frames.arrange(media.image, media.last_image, media.video, size, geometry)
         channels = known_frames.channels(known, size, geometry, self.vae.encode_stream)
         return Conditioning(text, negative, channels=channels, image_tokens=self.image_tokens(known))

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wan import clip
 from wan.text import TextEncoder
 from wan.vae import AttentionBlock, RMSNorm, WanVAE
 
@@ -64,13 +65,30 @@ class _Float32Softmax(AttentionBlock):
         return new
 
 
+class _Float32ClipSoftmax(clip.Attention):
+    """The attention of CLIP in the same way."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, L, C]
+        q, k, v = (
+            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(2, 3))
+        weights = torch.softmax(scores.float(), dim=-1).to(x.dtype)
+        return self.out_proj(torch.matmul(weights, v).transpose(1, 2).flatten(2))
+
+
 def _swap(module: nn.Module) -> None:
     """Replace, in all of `module`, what must not run in BF16."""
     for name, child in list(module.named_children()):
         if isinstance(child, AttentionBlock):
             child = _Float32Softmax.of(child)
             setattr(module, name, child)
-        if isinstance(child, nn.Upsample | RMSNorm):
+        if isinstance(child, clip.Attention):
+            child.__class__ = _Float32ClipSoftmax
+        elif isinstance(child, nn.LayerNorm):
+            setattr(module, name, _InFloat32(child.float()))
+        elif isinstance(child, nn.Upsample | RMSNorm):
             setattr(module, name, _InFloat32(child))
         else:
             _swap(child)
@@ -99,6 +117,19 @@ class Bf16Vae(nn.Module):
 
     def encode_step(self, frames: Tensor, cache: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         return self.vae.encode_step(frames, cache)
+
+
+class Bf16Clip(nn.Module):
+    """CLIP's tower that takes and gives float32 and computes in BF16; the original is left as it is."""
+
+    def __init__(self, tower: clip.ClipVision):
+        super().__init__()
+        self.config = tower.config
+        self.clip = copy.deepcopy(tower).to(BF16)
+        _swap(self.clip)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.clip(pixels.to(BF16)).float()
 
 
 def _float32_softmax(

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export.onnx.bf16 import Bf16Vae, Float32Context
+from export.onnx.bf16 import Bf16Clip, Bf16Vae, Float32Context
 from stages.vae_runtime import FIRST, NEXT, cache_input, cache_output
 from wan.clip import ClipVision
 from wan.text import TEXT_LENGTH
@@ -109,7 +109,7 @@ def encoder_graphs(vae: WanVAE | Bf16Vae) -> list[Graph]:
     return _step_graphs(vae, "encode_step", "FRAMES", "LATENTS", lambda k: frames(k, 1), later)
 
 
-def clip_graph(clip: ClipVision) -> Graph:
+def clip_graph(clip: ClipVision | Bf16Clip) -> Graph:
     """PIXELS float32 [1, 3, S, S], normalised, to TOKENS [1, L, D]."""
     side = clip.config.image_size
 

@@ -13,9 +13,16 @@ from math import prod
 from pathlib import Path
 
 from export.atomic import Journal
-from export.onnx.bf16 import BF16, Bf16Vae, use_float32_softmax
+from export.onnx.bf16 import BF16, Bf16Clip, Bf16Vae, use_float32_softmax
 from export.onnx.checks import TWIN_BYTES, parity, validate
-from export.onnx.graphs import Graph, decoder_graphs, encoder_graphs, text_graph_of_fixed_length, write
+from export.onnx.graphs import (
+    Graph,
+    clip_graph,
+    decoder_graphs,
+    encoder_graphs,
+    text_graph_of_fixed_length,
+    write,
+)
 from export.onnx.rewrite import fold_file
 from export.tensorrt.support import unsupported
 from stages.vae_runtime import FIRST, NEXT
@@ -26,6 +33,7 @@ BF16_OPSET = 22  # the first whose Conv takes BF16; TensorRT reads up to 24
 Step = Callable[[str], None]
 VAE_GRAPHS = [(model, file) for model in ("vae_decoder", "vae_encoder") for file in (FIRST, NEXT)]
 TEXT_GRAPH = ("text_encoder", "model.onnx")
+CLIP_GRAPH = ("image_encoder", "model.onnx")
 
 
 class UnsupportedGraph(WanError):
@@ -50,7 +58,7 @@ def _export(pair: Pair, folder: Path, step: Step) -> dict:
     name = f"{pair.model}/{pair.bf16.file}"
     step(name)
     path = write(pair.bf16, folder, BF16_OPSET)
-    if pair.model != TEXT_GRAPH[0]:
+    if (pair.model, pair.bf16.file) in VAE_GRAPHS:
         fold_file(path)
     step(f"{name}: rules, types and TensorRT's operators")
     model = validate(path)
@@ -68,6 +76,11 @@ def _vae(checkpoint: Checkpoint) -> Iterator[Pair]:
     narrow = Bf16Vae(vae)
     for model, make in (("vae_decoder", decoder_graphs), ("vae_encoder", encoder_graphs)):
         yield from (Pair(model, bf16, float32) for bf16, float32 in zip(make(narrow), make(vae), strict=True))
+
+
+def _clip(checkpoint: Checkpoint) -> Iterator[Pair]:
+    clip = checkpoint.load_clip()
+    yield Pair("image_encoder", clip_graph(Bf16Clip(clip)), clip_graph(clip))
 
 
 def _text(checkpoint: Checkpoint) -> Iterator[Pair]:
@@ -88,7 +101,8 @@ def export_graphs(checkpoint: Checkpoint, graphs: Path, key: str, step: Step) ->
     graphs.mkdir(parents=True, exist_ok=True)
     journal = Journal(graphs / "journal.json", key)
     results = {}
-    for names, pairs_of in (([TEXT_GRAPH], _text), (VAE_GRAPHS, _vae)):
+    clip = [([CLIP_GRAPH], _clip)] if checkpoint.dit_config().image_dim else []
+    for names, pairs_of in (([TEXT_GRAPH], _text), (VAE_GRAPHS, _vae), *clip):
         pairs: dict[tuple[str, str], Pair] = {}
         for model, file in names:
             path = graphs / model / file

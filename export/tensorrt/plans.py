@@ -11,35 +11,50 @@ from export import paths
 from export.atomic import Journal
 from export.manifest import sha256_file
 from export.placement import Placement
-from export.tensorrt.builder import Job, PlanError, PlanOptions, build_plan
-from export.tensorrt.sizes import Sizes, text_profiles, vae_profiles
-from export.tensorrt.vae_cache import decoder_slots
+from export.tensorrt.builder import Job, PlanError, PlanOptions, Profile, build_plan
+from export.tensorrt.graphs import CLIP_GRAPH
+from export.tensorrt.sizes import Sizes, clip_profiles, text_profiles, vae_profiles
+from export.tensorrt.vae_cache import decoder_slots, encoder_slots
+from stages.trt_encoders import CLIP_PLAN
 from stages.trt_runtime import FIRST_PLAN, NEXT_PLAN
 from stages.vae_runtime import FIRST, NEXT
-from wan.config import VAEConfig
+from wan.config import ClipConfig, VAEConfig
 
 Step = Callable[[str], None]
 
 
 def jobs(
-    repository: Path, graphs: Path, sizes: Sizes, vae: VAEConfig, options: PlanOptions, timing_cache: Path
+    repository: Path,
+    graphs: Path,
+    sizes: Sizes,
+    networks: dict[str, VAEConfig | ClipConfig],
+    options: PlanOptions,
+    timing_cache: Path,
 ) -> dict[str, Job]:
-    """The plans of a repository by `model/file`."""
+    """The plans of a repository by `model/file`: of the text encoder and of `networks`, by model."""
     # Triton's TensorRT backend has no setting for the weight streaming budget, so such a plan would not load there.
     text_options = PlanOptions(**{**vars(options), "weight_streaming": False})
-    decoder, slots = paths.version(repository, "vae_decoder"), decoder_slots(vae)
     text = paths.version(repository, "text_encoder") / "model.plan"
     built = {
         "text_encoder/model.plan": Job(
             graphs / "text_encoder/model.onnx", text, text_profiles(), text_options, timing_cache
         )
     }
-    for plan, graph, first in ((FIRST_PLAN, FIRST, True), (NEXT_PLAN, NEXT, False)):
-        profiles = vae_profiles(sizes, vae, slots, first)
-        built[f"vae_decoder/{plan}"] = Job(
-            graphs / "vae_decoder" / graph, decoder / plan, profiles, options, timing_cache
-        )
+    for model, config in networks.items():
+        for plan, graph, profiles in _profiles(model, config, sizes):
+            place = paths.version(repository, model) / plan
+            built[f"{model}/{plan}"] = Job(graphs / model / graph, place, profiles, options, timing_cache)
     return built
+
+
+def _profiles(model: str, config: VAEConfig | ClipConfig, sizes: Sizes) -> list[tuple[str, str, list[Profile]]]:
+    """Plan, graph and profiles of each part of a network."""
+    if isinstance(config, ClipConfig):
+        return [(CLIP_PLAN, CLIP_GRAPH[1], clip_profiles(config))]
+    encoder = model == "vae_encoder"
+    slots = encoder_slots(config) if encoder else decoder_slots(config)
+    parts = (FIRST_PLAN, FIRST, True), (NEXT_PLAN, NEXT, False)
+    return [(plan, graph, vae_profiles(sizes, config, slots, first, encoder)) for plan, graph, first in parts]
 
 
 def describe_device(index: int) -> dict:

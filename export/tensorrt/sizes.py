@@ -11,7 +11,7 @@ from contract.parameters import BY_NAME
 from export.tensorrt.builder import Profile, ShapeRange
 from export.tensorrt.vae_cache import CacheSlot
 from stages.vae_runtime import cache_input
-from wan.config import VAEConfig
+from wan.config import ClipConfig, VAEConfig
 from wan.errors import WanError
 from wan.text import TEXT_LENGTH
 
@@ -79,6 +79,11 @@ def parse_sizes(sizes: str | None, size_range: str | None, card: ModelCard) -> S
 def text_profiles() -> list[Profile]:
     shape = ShapeRange((1, TEXT_LENGTH), (1, TEXT_LENGTH), (MAX_PROMPTS, TEXT_LENGTH))
     return [Profile("text", {"IDS": shape, "MASK": shape})]
+
+
+def clip_profiles(config: ClipConfig) -> list[Profile]:
+    shape = (1, 3, config.image_size, config.image_size)
+    return [Profile("picture", {"PIXELS": ShapeRange(shape, shape, shape)})]
 
 
 def _profile(name: str, sizes: list[tuple[int, int]], shapes_of) -> Profile:

@@ -2,12 +2,15 @@
 
 For every victim and every point: submit a job, wait until it got that far, kill -9, wait for the video. Verdict per case:
 the job completed, exactly one result was published, its frames are those of an uninterrupted run bit by bit, and at most one
-checkpoint interval was computed twice. Exit code 1 if any case fails.
+checkpoint interval was computed twice. With `--image FILE --checkpoint models/tiny-i2v --repository build/repository-tiny-i2v`
+each job begins with a picture. Exit code 1 if any case fails.
 """
 
 import argparse
+import base64
 import contextlib
 import json
+import mimetypes
 import os
 import signal
 import tempfile
@@ -55,8 +58,9 @@ class Case:
 class Drill:
     """One stack under fire. `steps` slow the tiny model down."""
 
-    def __init__(self, stack: Stack, steps: int, postgres: Postgres | None = None):
+    def __init__(self, stack: Stack, steps: int, postgres: Postgres | None = None, image: Path | None = None):
         self.stack, self.steps, self.postgres = stack, steps, postgres
+        self.media = {"image": data_url(image)} if image else {}
         self.http = httpx.Client(base_url=stack.url, timeout=10)
         self.reference: dict = {}
 
@@ -76,7 +80,7 @@ class Drill:
             time.sleep(0.1)
 
     def submit(self, name: str) -> str:
-        body = REQUEST | {"steps": self.steps}
+        body = REQUEST | {"steps": self.steps} | self.media
         return self.call("POST", "/v1/videos", json=body, headers={"Idempotency-Key": name}).json()["id"]
 
     def video(self, job_id: str) -> dict:
@@ -163,13 +167,22 @@ class Drill:
         self.postgres.start()
 
 
+def data_url(file: Path) -> str:
+    kind = mimetypes.guess_type(file.name)[0] or "image/png"
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
 def is_over(video: dict) -> bool:
     return video["status"] in ("completed", "failed", "cancelled")
 
 
 @contextlib.contextmanager
 def under_fire(
-    repository: Path, steps: int, with_database: bool = True, more: dict[str, str] | None = None
+    repository: Path,
+    steps: int,
+    with_database: bool = True,
+    image: Path | None = None,
+    more: dict[str, str] | None = None,
 ) -> Iterator[Drill]:
     """A running stack whose jobs are in PostgreSQL if that shall be killed too, with its reference run made; `more` settings."""
     postgres = Postgres() if with_database else None
@@ -185,7 +198,7 @@ def under_fire(
             tempfile.TemporaryDirectory(prefix="wan-faults-") as folder,
             Stack(repository, Path(folder), environment=environment) as stack,
         ):
-            drill = Drill(stack, steps, postgres)
+            drill = Drill(stack, steps, postgres, image)
             drill.learn_reference()
             yield drill
     finally:
@@ -215,11 +228,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=400, help="denoise steps of each job")
     parser.add_argument("--repository", type=Path, default=ROOT / "build/repository")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "models/tiny")
+    parser.add_argument("--image", type=Path, help="the picture that each job begins with, if the model takes one")
 
 
 def handle(given: argparse.Namespace) -> int:
     options.serve_model(given.checkpoint, given.repository)
-    with under_fire(given.repository, given.steps, "database" in given.victims) as drill:
+    with under_fire(given.repository, given.steps, "database" in given.victims, given.image) as drill:
         cases = run_all(drill, given.victims, given.points, lambda text: print(text, flush=True))
     failed = [case for case in cases if case.problem]
     lost = [case for case in cases if case.status != "completed"]

@@ -73,7 +73,7 @@ def test_every_row_is_found_by_its_own_structure():
         ("i2v-14b-480p", ("image", "video"), "image is 'given beside video'"),
         ("i2v", ("image", "last_image"), None),
         ("i2v-a14b", ("image",), None),
-        ("ti2v-5b", ("image",), "image is 'given'; allowed: with this model: video"),
+        ("ti2v-5b", ("last_image",), "last_image is 'given'; allowed: with this model: image, video"),
         ("flf2v-14b-720p", ("image", "last_image"), None),
         ("flf2v-14b-720p", ("image",), "last_image is None; allowed: a file; this model needs image and last_image"),
         ("fun-inp-1.3b", (), None),

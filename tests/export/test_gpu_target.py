@@ -18,10 +18,13 @@ from export.placement import PlacementError
 from export.tensorrt import graphs as tensorrt_graphs
 from export.tensorrt import plans
 from stages.trt_runtime import import_tensorrt
+from tests.conftest import TINY
 from wan.checkpoint import Checkpoint
 
+TINY_I2V = TINY.with_name("tiny-i2v")
 OPTIONS = Options(gpus="2x80", quality=False)
-PLANS = {"text_encoder/model.plan", "vae_decoder/first.plan", "vae_decoder/next.plan"}
+VAE_PLANS = {f"{model}/{plan}" for model in ("vae_decoder", "vae_encoder") for plan in ("first.plan", "next.plan")}
+PLANS = {"text_encoder/model.plan"} | VAE_PLANS
 
 
 @pytest.fixture
@@ -85,7 +88,7 @@ def test_a_complete_export_and_a_second_one_that_does_nothing(checkpoint, tmp_pa
     manifest = json.loads((out / "manifest.json").read_text())
     assert set(manifest["plans"]) == PLANS
     assert manifest["plans"]["vae_decoder/next.plan"]["sha256"]
-    assert manifest["placement"] == {"text_encoder": [0], "denoise": [0, 1], "vae_decoder": [1]}
+    assert manifest["placement"] == {"text_encoder": [0], "denoise": [0, 1], "vae_decoder": [1], "vae_encoder": [1]}
     assert manifest["dit_package"]["errors"]["worst"][0]["relative_error"] > 0
     assert len(manifest["parity"]["vae_encoder/next.onnx"]["shapes"]) == 3
     assert not paths.building(out).exists()
@@ -93,7 +96,26 @@ def test_a_complete_export_and_a_second_one_that_does_nothing(checkpoint, tmp_pa
     written, said = _export(checkpoint, out)
     assert not written
     assert said[-1].endswith("is up to date")
-    assert len(tensorrt) == 3
+    assert len(tensorrt) == len(PLANS)
+
+
+@pytest.mark.usefixtures("known_graphs")
+def test_a_model_that_begins_with_a_picture_gets_plans_of_both_encoders(tmp_path, tensorrt):
+    out = tmp_path / "repository"
+    assert _export(TINY_I2V, out)[0]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert set(manifest["plans"]) == PLANS | {"image_encoder/model.plan"}
+    assert manifest["placement"]["image_encoder"] == manifest["placement"]["vae_encoder"] == [1]
+    assert manifest["memory"]["image_encoder"]["weights"] > 0
+    assert len(manifest["vae"]["encoder_cache"]) > len(manifest["vae"]["cache"]) // 2
+    shapes = {job.plan.parent.parent.name: job.profiles[0].shapes for job in tensorrt}
+    assert shapes["image_encoder"]["PIXELS"].opt == (1, 3, 64, 64)
+    for model in ("vae_encoder", "image_encoder"):
+        config = (out / model / "config.pbtxt").read_text()
+        assert "KIND_GPU" in config
+        assert "gpus: 1" in config
+        assert (out / model / "1" / "model.py").is_file()
+    assert '"image_encoder"' in (out / "wan" / "config.pbtxt").read_text()
 
 
 @pytest.mark.usefixtures("known_graphs")
@@ -138,7 +160,7 @@ def test_an_interrupted_run_does_not_build_again_what_it_has(checkpoint, tmp_pat
     assert not out.exists()
     written, said = _export(checkpoint, out)
     assert written
-    assert [job.plan.name for job in tensorrt] == ["model.plan", "first.plan", "next.plan"]
+    assert [job.plan.name for job in tensorrt] == ["model.plan"] + 2 * ["first.plan", "next.plan"]
     assert not any("DiT weights" in line for line in said)
 
 
@@ -156,7 +178,7 @@ def test_without_matplotlib_the_errors_are_written_but_not_drawn(checkpoint, tmp
 
 def test_what_cannot_fit_is_refused_before_anything_is_built(checkpoint, tmp_path):
     out = tmp_path / "repository"
-    with pytest.raises(PlacementError, match=r"GPU 0 needs 1\.\d GiB .* usable"):
+    with pytest.raises(PlacementError, match=r"GPU 0 needs 2\.\d GiB .* usable"):
         _export(checkpoint, out, Options(gpus="1x1"))
     assert not paths.building(out).exists()
 

@@ -115,7 +115,7 @@ def test_memory_of_the_real_models_is_of_the_known_order():
     video = memory.Video(1280, 720, 81)
     text = memory.text_encoder(TextConfig(), 5_680_910_336, 512, batch=2)
     assert text.weights == 11_361_820_672  # the published file
-    decoder = memory.vae_decoder(vae, 73_295_331, slots, video)
+    decoder = memory.vae(vae, 73_295_331, slots, video)
     assert 8 * GIB < decoder.caches + decoder.activations < 20 * GIB
     dit = DiTConfig(dim=5120, num_layers=40, num_heads=40, ffn_dim=13824)
     denoise = memory.denoise(dit, 14_530_000_000, video, vae)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import tritonclient.grpc as grpcclient
 
+from contract.geometry import Geometry
 from contract.tensors import infer_inputs
 from export import __main__ as command
 from export import targets
@@ -16,8 +17,11 @@ from export.placement import GIB, PlacementError
 from export.workstation import Fit, Needs, fit
 from stages import cost
 from stages.artifacts import ArtifactError, Artifacts
-from stages.runtimes import open_text_encoder, open_vae
+from stages.runtimes import open_clip, open_text_encoder, open_vae, open_vae_encoder
 from stages.settings import StageSettings
+from stages.vae_runtime import encode
+from wan import known_frames
+from wan.pictures import clip_pixels
 from wan.pipeline import Pipeline
 
 HOPPER, AMPERE = (9, 0), (8, 0)
@@ -99,6 +103,19 @@ def test_its_runtimes_compute_what_the_pipeline_does_streamed_or_whole(workstati
     served = cost.ServedPipeline.open(workstation, settings)
     latents = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert np.array_equal(served.decode(latents), pipeline.decode(latents))
+
+
+def test_the_encoders_of_a_model_that_begins_with_a_picture_compute_what_the_pipeline_does(checkpoint, tmp_path):
+    source, out, picture = checkpoint.with_name("tiny-i2v"), tmp_path / "repository", np.full((64, 64, 3), 90, np.uint8)
+    assert export(source, "workstation", out, Options(device="cpu"), report=lambda text: None)
+    pipeline, size, geometry = Pipeline.from_checkpoint(source), (64, 64, 9), Geometry()
+    clip = open_clip(Artifacts.of(out, "image_encoder"), StageSettings())
+    found = clip.tokens(clip_pixels(picture, pipeline.clip.config.image_size)[None].numpy())
+    np.testing.assert_allclose(found, pipeline.image_tokens({0: picture}).numpy(), atol=1e-5)
+    encoder = open_vae_encoder(Artifacts.of(out, "vae_encoder"), StageSettings())
+    served = known_frames.channels({0: picture}, size, geometry, lambda chunks: encode(encoder, chunks))
+    expected = known_frames.channels({0: picture}, size, geometry, pipeline.vae.encode_stream)
+    torch.testing.assert_close(served, expected, rtol=0, atol=1e-5)
 
 
 def test_it_is_measured_as_it_is_served_and_the_file_says_how(workstation, tmp_path):

@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 import wan
 from contract.tensors import infer_inputs
 from tests.conftest import PROJECT_ROOT
+from tests.service.hostile import hostile_clips, hostile_pictures
 
 SMALL = {"width": 64, "height": 48, "num_frames": 9, "steps": 4, "guidance_scale": 2.0}
 KEPT = PROJECT_ROOT / "build" / "test-repository-i2v"
@@ -131,6 +132,47 @@ def _interrupt(server, name: str) -> None:
 def test_a_bad_picture_is_refused_by_name_and_a_good_one_still_works(server, media, message):
     with pytest.raises(InferenceServerException, match=message):
         generate(server, **media)
+    assert generate(server, image=encoded(1), steps=1)[0].shape == (9, 48, 64, 3)
+
+
+def hostile() -> list[tuple[str, str, list[int], np.ndarray]]:
+    """(tensor, type, shape, values): files that are none, and tensors that hold no file."""
+    sends = [(name, "BYTES", [1], data) for name in ("IMAGE", "LAST_IMAGE") for data in hostile_pictures()]
+    sends += [("VIDEO", "BYTES", [1], data) for data in hostile_clips()]
+    found = [(name, kind, shape, np.array([data], np.object_)) for name, kind, shape, data in sends]
+    found += [
+        ("IMAGE", "BYTES", [2], np.array([encoded(1)] * 2, np.object_)),
+        ("IMAGE", "BYTES", [0], np.array([], np.object_)),
+    ]
+    shapes = (0, 4, 4, 3), (1, 0, 4, 3), (1, 4, 4, 4), (1, 4, 3)
+    return found + [("VIDEO_FRAMES", "UINT8", list(shape), np.zeros(shape, np.uint8)) for shape in shapes]
+
+
+def memory(server) -> int:
+    """Bytes of the stages that open files."""
+    names = ("tokenizer", "vae_encoder", "image_encoder")
+    return sum(stub.process.memory_info().rss for stub in server.stubs if stub.instance.startswith(names))
+
+
+@pytest.mark.timeout(600)
+def test_150_hostile_files_over_grpc_get_clear_errors_and_leave_nothing(server):
+    request = {"prompt": "a cat", "seed": 1} | SMALL | {"steps": 1}
+    errors, before = 0, 0
+    with grpcclient.InferenceServerClient(server.grpc_url) as client:
+        for number, (name, kind, shape, values) in enumerate(hostile()):
+            beside = {} if name in ("IMAGE", "VIDEO", "VIDEO_FRAMES") else {"image": encoded(1)}
+            tensor = grpcclient.InferInput(name, shape, kind)
+            tensor.set_data_from_numpy(values)
+            try:
+                client.infer("wan", [*infer_inputs(grpcclient, request, beside), tensor])
+            except InferenceServerException as error:
+                said = error.message()
+                assert name in said, (number, name, said)
+                assert len(said) < 500, (number, name, said)
+                errors += 1
+            before = before or (memory(server) if number == 20 else 0)  # the first requests' buffers are there
+    assert errors >= 150
+    assert memory(server) - before < 100 * 2**20
     assert generate(server, image=encoded(1), steps=1)[0].shape == (9, 48, 64, 3)
 
 

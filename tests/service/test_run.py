@@ -10,7 +10,8 @@ import httpx
 import psutil
 import pytest
 
-from service import run
+from contract.arguments import given_media
+from service import options, run
 from service.client import submit
 from service.stack import StackError
 
@@ -101,3 +102,19 @@ def test_a_picture_goes_with_the_request_and_gives_the_video_its_shape(tmp_path)
 def test_a_picture_that_is_not_there_is_said_before_anything_starts(tmp_path):
     with pytest.raises(StackError, match="--last-image is .*nothing.png'; allowed: an existing file"):
         run.check_media(run.parse(["--prompt", "p", "--last-image", str(tmp_path / "nothing.png")]))
+
+
+def chosen(*arguments):
+    choice = run.parse(["--prompt", "p", *arguments])
+    options.choose(choice, given_media(choice))
+    return choice.checkpoint.name, choice.repository.name
+
+
+def test_without_a_checkpoint_a_picture_is_for_the_bundled_model_that_takes_one(tmp_path):
+    assert chosen() == ("tiny", "repository")
+    assert chosen("--video", "clip.mp4") == ("tiny", "repository")
+    assert chosen("--image", "photo.png") == ("tiny-i2v", "repository-tiny-i2v")
+    name = "Wan2.1-I2V-14B-480P"
+    own = str(tmp_path / name)
+    assert chosen("--image", "photo.png", "--checkpoint", f"{own}/") == (name, f"repository-{name}")
+    assert chosen("--checkpoint", own, "--repository", "build/mine")[1] == "mine"

@@ -1,4 +1,4 @@
-"""The driver of the TensorRT decoder, with ONNX Runtime in the place of the engines; those are tested by their calls."""
+"""The drivers of the TensorRT decoder and encoders, with ONNX Runtime in the place of the engines; those are tested by their calls."""
 
 import contextlib
 from dataclasses import asdict
@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from contract import Geometry
-from export.tensorrt.sizes import Sizes, vae_profiles
-from export.tensorrt.vae_cache import decoder_slots
+from export.tensorrt.sizes import Sizes, clip_profiles, vae_profiles
+from export.tensorrt.vae_cache import decoder_slots, encoder_slots
 from stages import trt_runtime
+from stages.trt_encoders import CLIP_PLAN, TrtClip, TrtVaeEncoder
 from stages.trt_runtime import FIRST_PLAN, NEXT_PLAN, TrtVae
-from stages.vae_runtime import decode
+from stages.vae_runtime import decode, encode
 from wan.checkpoint import Checkpoint
+from wan.clip import ClipVision
+from wan.config import ClipConfig
 from wan.errors import InvalidRequest
 
 SIZES = Sizes(((64, 64), (96, 32)), ((32, 32), (128, 96)))
@@ -129,3 +132,40 @@ def test_pixels_are_those_of_the_cpu_stage(runtime, vae):
     assert ours.dtype == np.uint8
     assert np.abs(ours.astype(int) - expected).max() <= 1
     assert (ours == expected).mean() > 0.999
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 64, 64), (5, 32, 96), (17, 64, 64)])
+def test_the_encoders_steps_reproduce_the_pytorch_encoder(vae, repository, frames, height, width):
+    folder, slots = repository / "vae_encoder" / "1", encoder_slots(vae.config)
+    engines = {FIRST_PLAN: OrtEngine(folder / "first.onnx"), NEXT_PLAN: OrtEngine(folder / "next.onnx")}
+    plans = {
+        f"vae_encoder/{plan}": {"profiles": [asdict(p) for p in vae_profiles(SIZES, vae.config, slots, first, True)]}
+        for plan, first in ((FIRST_PLAN, True), (NEXT_PLAN, False))
+    }
+    described = {"encoder_cache": [[slot.channels, slot.frames, slot.scale] for slot in slots]}
+    encoder = TrtVaeEncoder(
+        engines, {"plans": plans, "vae": described}, Geometry(), torch.device("cpu"), cache_dtype=torch.float32
+    )
+    video = torch.rand(1, 3, frames, height, width, generator=torch.Generator().manual_seed(frames)) * 2 - 1
+    chunks = [video[:, :, :1], *(video[:, :, i : i + 4] for i in range(1, frames, 4))]
+    latents = torch.cat(list(encode(encoder, chunks)), dim=2)
+    assert float((latents - vae.encode(video)).abs().max()) <= 1e-4
+
+
+def test_clip_runs_on_the_shape_of_its_plan(tmp_path):
+    torch.manual_seed(0)
+    config = ClipConfig(dim=32, num_layers=2, num_heads=2, ffn_dim=64, patch=8, image_size=32)
+    tower = ClipVision(config).eval()
+
+    class Engine:
+        def execute(self, profile, inputs, outputs, stream):
+            assert profile == 0
+            outputs["TOKENS"].copy_(tower(inputs["PIXELS"]))
+
+    plans = {f"image_encoder/{CLIP_PLAN}": {"profiles": [asdict(profile) for profile in clip_profiles(config)]}}
+    manifest = {"plans": plans, "clip": {"tokens": config.tokens, "dim": config.dim}}
+    clip, pixels = TrtClip(Engine(), manifest, torch.device("cpu")), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert np.array_equal(clip.tokens(pixels.numpy()), tower(pixels)[0].numpy())
+    with pytest.raises(InvalidRequest, match="PIXELS"):
+        clip.tokens(np.zeros((1, 3, 40, 40), np.float32))

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import wan
+from export.manifest import describe_source
 from wan import keys
 from wan.checkpoint import Checkpoint, DiffusersCheckpoint, OfficialCheckpoint
 from wan.config import VAE21_MEAN
@@ -179,3 +180,20 @@ def test_renaming_to_diffusers_and_back_is_the_identity(checkpoint, count):
     vae = [name for name, _ in wan.WanVAE(wan.vae.VAEConfig(dim=8, num_res_blocks=count)).named_parameters()]
     there, back = keys.vae_to_diffusers(count), keys.vae_from_diffusers(count)
     assert [back(there(name)) for name in vae] == vae
+
+
+def test_what_a_checkpoint_lacks_is_read_from_its_base(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "base")
+    root = tmp_path / "fine-tuned"
+    shutil.move(tmp_path / "base" / "transformer", root / "transformer")
+    (root / "wan.json").write_text(json.dumps({"base": "../base", "defaults": {"steps": 7}}))
+    opened = Checkpoint.open(root)
+    assert opened.card.defaults.steps == 7
+    assert opened.vae_config() == Checkpoint.open(checkpoint).vae_config()
+    assert opened.tokenizer_directory == tmp_path / "base" / "tokenizer"
+    files = describe_source(opened)["files"]
+    for name in ("transformer/config.json", "../base/vae/config.json", "../base/tokenizer/tokenizer.json"):
+        assert (root / name).stat().st_size == files[name]["bytes"]
+    shutil.rmtree(tmp_path / "base" / "vae")
+    with pytest.raises(wan.CheckpointError, match=f"{root} and its base {tmp_path / 'base'} has no vae/"):
+        opened.load_vae()

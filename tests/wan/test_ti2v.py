@@ -1,15 +1,18 @@
-"""TI2V-5B from text: the pipeline of diffusers with a timestep for each token, and ours with one for all."""
+"""TI2V-5B: the pipelines of diffusers with a timestep for each token, and ours with one for all, or two from a picture."""
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
+from PIL import Image
 
 import wan
 from tests.wan.reference import relative_error
 from wan.checkpoint import Checkpoint
 from wan.config import VAE22_MEAN, VAE22_STD
+from wan.denoise import Resume
 from wan.errors import InvalidRequest
+from wan.pipeline import Media
 
 PROMPT = "a blue square moves up on a white background"
 
@@ -66,12 +69,54 @@ def test_sizes_and_defaults_are_those_of_the_variant(root):
         card.request(prompt=PROMPT, height=720)
 
 
-def test_a_clip_is_changed_and_a_picture_refused(root):
+SIZE = {"width": 96, "height": 64, "num_frames": 9}
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+
+
+def test_from_a_picture_twenty_steps_follow_the_diffusers_pipeline(root):
+    parts = WanPipeline.from_pretrained(root, torch_dtype=torch.float32).components
+    theirs = WanImageToVideoPipeline(**parts | {"image_encoder": None, "image_processor": None}, expand_timesteps=True)
+    theirs.set_progress_bar_config(disable=True)
+    latents = torch.randn(1, 48, 3, 4, 6, generator=torch.Generator().manual_seed(3))
+    expected = theirs(
+        Image.fromarray(picture(1)), PROMPT, negative_prompt="", **SIZE, num_inference_steps=20, guidance_scale=5.0,
+        latents=latents, output_type="latent",
+    ).frames[0]  # fmt: skip
+    ours = wan.Pipeline.from_checkpoint(root)(
+        PROMPT, negative_prompt="", image=picture(1), **SIZE, steps=20, guidance_scale=5.0,
+        flow_shift=theirs.scheduler.config.flow_shift, latents=latents[0],
+    )  # fmt: skip
+    assert relative_error(ours.latents, expected) < 1e-3
+
+
+def test_the_first_latent_frame_is_that_of_the_picture_from_the_first_step_on(root):
+    pipeline, seen = wan.Pipeline.from_checkpoint(root), []
+    request = pipeline.card.request(prompt=PROMPT, seed=1, steps=4, **SIZE)
+    conditioning = pipeline.condition(request, Media(image=picture(1)))
+    latents, _ = pipeline.denoise(conditioning, request, on_step=lambda progress: seen.append(progress.x0))
+    assert all(torch.equal(x0[:, :1], conditioning.first) for x0 in [*seen, latents])
+    other, _ = pipeline.denoise(pipeline.condition(request, Media(image=picture(2))), request)
+    assert not torch.equal(other[:, 1:], latents[:, 1:])
+
+
+def test_a_run_from_a_picture_resumes_bit_identically(root):
+    pipeline, states = wan.Pipeline.from_checkpoint(root), []
+    request = pipeline.card.request(prompt=PROMPT, seed=1, steps=4, **SIZE)
+    conditioning = pipeline.condition(request, Media(image=picture(1)))
+    expected, _ = pipeline.denoise(conditioning, request, on_step=lambda progress: states.append(progress.state))
+    found, _ = pipeline.denoise(conditioning, request, resume=Resume(2, states[1]))
+    assert torch.equal(found, expected)
+
+
+def test_a_clip_is_changed_and_a_picture_beside_it_refused(root):
     pipeline = wan.Pipeline.from_checkpoint(root)
     clip = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
     size = {"width": 64, "height": 64, "num_frames": 9}
     one, other = (pipeline(PROMPT, video=v, steps=4, strength=0.5, seed=1, **size) for v in (clip, clip[::-1]))
     assert one.info["steps_computed"] == 2
     assert not np.array_equal(one.frames, other.frames)
-    with pytest.raises(InvalidRequest, match="image is 'given'; allowed: with this model: video"):
-        pipeline(PROMPT, image=clip[0], steps=4, **size)
+    with pytest.raises(InvalidRequest, match="image is 'given beside video'; allowed: one of the two"):
+        pipeline(PROMPT, image=clip[0], video=clip, steps=4, **size)

@@ -35,13 +35,21 @@ class Share:
         """How many of a step's guidance branches this rank computes, if it is not idle."""
         return branches if self.degrees.cfg == 1 else 1
 
+    def _place(self, length: int) -> tuple[int, int]:
+        """Where this rank's tokens begin among `length`, and how many there are with padding."""
+        own = -(-length // self.degrees.ulysses)
+        return self.rank % self.degrees.ulysses * own, own
+
+    def among_first(self, count: int, length: int) -> int:
+        """How many of this rank's tokens are among the first `count` of `length`."""
+        start, own = self._place(length)
+        return min(max(count - start, 0), own)
+
     def tokens(self, whole: Tensor) -> Tensor:
         """This rank's part of [B, S, ...]: equal parts, the last ones padded with zeros."""
-        parts = self.degrees.ulysses
-        if parts == 1:
+        if self.degrees.ulysses == 1:
             return whole
-        length = -(-whole.shape[1] // parts)
-        start = (self.rank % parts) * length
+        start, length = self._place(whole.shape[1])
         part = whole[:, start : start + length]
         missing = length - part.shape[1]
         return F.pad(part, (0, 0) * (whole.dim() - 2) + (0, missing)) if missing else part.contiguous()

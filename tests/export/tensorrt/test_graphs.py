@@ -7,14 +7,17 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from export.onnx.bf16 import Bf16Vae
+from export.onnx.bf16 import Bf16Clip, Bf16Vae
 from export.onnx.checks import FP32_TOLERANCE, parity, validate
-from export.onnx.graphs import GraphMismatch, decoder_graphs, encoder_graphs, write
+from export.onnx.graphs import GraphMismatch, clip_graph, decoder_graphs, encoder_graphs, write
 from export.onnx.rewrite import tensor_types, twin
-from export.tensorrt.graphs import TEXT_GRAPH, VAE_GRAPHS
+from export.tensorrt.graphs import BF16_OPSET, TEXT_GRAPH, VAE_GRAPHS
 from export.tensorrt.support import unsupported
 from wan.checkpoint import Checkpoint
+from wan.clip import ClipVision
+from wan.config import ClipConfig
 
+KINDS_OF_CLIP = ("MatMul", "Conv", "Gemm", "Softmax", "LayerNormalization")
 ALL = [TEXT_GRAPH, *VAE_GRAPHS]
 
 
@@ -159,3 +162,19 @@ def test_the_twin_rounds_to_bf16():
     session = onnxruntime.InferenceSession(twin(_model(add, TensorProto.BFLOAT16)).SerializeToString())
     x = np.full((1, 4, 4, 4), 1 + 2**-9, np.float32)  # not a BF16 number
     assert np.array_equal(session.run(None, {"x": x})[0], np.full_like(x, 2.0))
+
+
+def test_clip_is_bf16_with_norms_and_softmax_in_float32_and_close_to_pytorch(tmp_path):
+    torch.manual_seed(0)
+    tower = ClipVision(ClipConfig(dim=32, num_layers=2, num_heads=2, ffn_dim=64, patch=8, image_size=32)).eval()
+    before = {name: parameter.clone() for name, parameter in tower.named_parameters()}
+    graph = clip_graph(Bf16Clip(tower))
+    path = write(graph, tmp_path, BF16_OPSET)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in tower.named_parameters())
+    model = validate(path)
+    assert unsupported(model) == []
+    types = tensor_types(model)
+    kinds = {kind: {types[n.input[0]] for n in model.graph.node if n.op_type == kind} for kind in KINDS_OF_CLIP}
+    assert kinds["MatMul"] | kinds["Conv"] | kinds["Gemm"] == {TensorProto.BFLOAT16}
+    assert kinds["Softmax"] | kinds["LayerNormalization"] == {TensorProto.FLOAT}
+    assert 0 < max(row["relative_rms"] for row in parity(graph, path, clip_graph(tower))["shapes"]) < 0.02
