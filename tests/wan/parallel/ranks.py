@@ -54,7 +54,7 @@ def with_pictures(heads: int) -> Denoiser:
     return Denoiser((Expert(random_dit(heads, in_channels=36, image_dim=8)),), Geometry())
 
 
-def conditioning(denoiser: Denoiser, request) -> Conditioning:
+def conditioning(denoiser: Denoiser, request, first: bool = False) -> Conditioning:
     generator = torch.Generator().manual_seed(2)
     text, negative = torch.randn(2, 512, denoiser.experts[0].dit.config.text_dim, generator=generator)
     text[7:], negative[2:] = 0, 0
@@ -63,7 +63,9 @@ def conditioning(denoiser: Denoiser, request) -> Conditioning:
     def noise(like):
         return None if like is None else torch.randn(like.shape, generator=generator)
 
-    return Conditioning(text, negative, noise(blank.channels), noise(blank.image_tokens))
+    shape = denoiser.geometry.latent_shape(request.width, request.height, 1)
+    given = torch.randn(shape, generator=generator) if first else None
+    return Conditioning(text, negative, noise(blank.channels), noise(blank.image_tokens), first=given)
 
 
 def run(degrees: Degrees, build, lead) -> None:
@@ -105,13 +107,13 @@ def run(degrees: Degrees, build, lead) -> None:
     assert [process.exitcode for process in processes] == [0] * degrees.ranks
 
 
-def compared(name: str, build, degrees: str, **parameters) -> None:
+def compared(name: str, build, degrees: str, first: bool = False, **parameters) -> None:
     """Print the largest difference from one rank, relative to the largest value, and what a resume on one rank gives."""
     asked = CARD.request(prompt="a", seed=3, **LOSSLESS | parameters)
     request = replace(asked, guidance_scale_2=2.0)  # of the second expert, where there is one
 
     def lead(alone: Denoiser, led: Denoiser) -> None:
-        given, middle = conditioning(alone, request), []
+        given, middle = conditioning(alone, request, first), []
         expected, info = alone.run(given, request)
         together, of = led.run(given, request, on_step=middle.append)
         saved = [progress for progress in middle if progress.resumable][-1]
@@ -156,6 +158,7 @@ def main() -> None:
         "two experts, cached", lambda: two_experts(12), "cfg2xulysses2", cache="teacache", cache_threshold=1.0, steps=6
     )
     compared("pictures", lambda: with_pictures(12), "ulysses3")
+    compared("the first frame given", twelve, "ulysses4", first=True)
 
 
 if __name__ == "__main__":
