@@ -125,21 +125,21 @@ function choose(id) {
 async function compare(...jobs) {
   const players = jobs.map(player);
   $("pair").replaceChildren(...players);
-  const rows = [["prompt", t("Prompt")], ...settings].filter(([name]) => shown(jobs[0][name]) !== shown(jobs[1][name]));
+  const rows = [["prompt", t("Prompt")], ...settings].filter(([name]) => asText(jobs[0][name]) !== asText(jobs[1][name]));
   $("differences").hidden = !rows.length;
   $("no-differences").hidden = rows.length > 0;
   $("differences").tBodies[0].replaceChildren(...rows.map(([name, label]) => {
     const row = document.createElement("tr"), head = document.createElement("th");
     head.scope = "row";
     head.textContent = label;
-    row.append(head, ...jobs.map((job) => Object.assign(document.createElement("td"), { textContent: shown(job[name]) })));
+    row.append(head, ...jobs.map((job) => Object.assign(document.createElement("td"), { textContent: asText(job[name]) })));
     return row;
   }));
   $("compare-dialog").showModal();
   for (const [index, job] of jobs.entries()) players[index].src = await api.mediaUrl(job.url);
 }
 
-function shown(value) {
+function asText(value) {
   if (Array.isArray(value)) return value.length ? form.adaptersText(value) : "–";
   return value ?? "–";
 }
