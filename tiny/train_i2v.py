@@ -104,15 +104,22 @@ def cached_clips(checkpoint: Path, out: Path, count: int, seed: int) -> dict[str
 def load_clips(checkpoint: Path, out: Path, shards: int) -> Clips:
     """Many clips, encoded by as many processes as there are CPUs."""
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        loaded = list(pool.map(partial(cached_clips, checkpoint, out, SHARD), range(shards)))
-    latents, channels, pixels = (torch.cat([shard[name] for shard in loaded]) for name in loaded[0])
-    return Clips([scene for seed in range(shards) for scene in drawn(SHARD, seed)], latents, (channels, pixels))
+        return joined(list(pool.map(partial(cached_clips, checkpoint, out, SHARD), range(shards))), SHARD)
+
+
+def joined(shards: list[dict[str, Tensor]], count: int) -> Clips:
+    """Shards of `encode_clips` with `count` clips each, in the order of their seeds."""
+    latents, channels, pixels = (
+        torch.cat([shard[name] for shard in shards]) for name in ("latents", "channels", "pixels")
+    )
+    return Clips([scene for seed in range(len(shards)) for scene in drawn(count, seed)], latents, (channels, pixels))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, default=Path("models/tiny"))
     parser.add_argument("--out", type=Path, default=Path("build/tiny"))
+    parser.add_argument("--start", type=Path, help="the i2v.safetensors of an earlier run, to go on from")
     parser.add_argument("--clips", type=int, default=2400, help=f"a multiple of {SHARD}")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="the learning rate ends with them")
@@ -127,6 +134,8 @@ def main() -> None:
     processor = sentencepiece.SentencePieceProcessor(model_file=str(base.tokenizer_directory / "spiece.model"))
     embed = Embedder(processor, base.load_text_encoder().encoder)
     model, file = from_base(base.load_dit()), args.out / "i2v.safetensors"
+    if args.start:
+        model.load_state_dict(load_file(args.start))
     # Muon would take longer than the rest of the step: without a GPU it emulates bfloat16.
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(model.parameters(), lr=args.peak_lr, betas=(0.9, 0.99), weight_decay=0.01)

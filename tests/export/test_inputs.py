@@ -1,4 +1,6 @@
-"""Which media a repository takes: the inputs and encoders of its checkpoint, none where the target has no encoders."""
+"""Which media a repository takes: the inputs and encoders of its checkpoint."""
+
+import shutil
 
 import pytest
 from google.protobuf import text_format
@@ -8,7 +10,7 @@ from export.build import Build
 from export.options import Options
 from export.repository import render
 from tests.wan.picture_checkpoints import CLIP_DIM, write_diffusers
-from wan.errors import UnsupportedCheckpoint
+from wan.errors import CheckpointError
 
 NUMBERS = {"text_len": 512, "text_dim": 64, "z_dim": 16, "denoise_instances": 1}
 
@@ -34,15 +36,11 @@ def test_a_repository_has_the_inputs_and_encoders_of_its_checkpoint(tmp_path, ta
         assert set(step.output_map) <= {tensor.name for tensor in model.output}
 
 
-def test_a_target_without_encoders_refuses_a_model_that_needs_pictures_by_name(checkpoint, tmp_path):
-    picture = Build(write_diffusers(tmp_path / "i2v", checkpoint, 1), tmp_path / "out", Options())
-    picture.check()
-    assert picture.template_values()["image_dim"] == CLIP_DIM
-    picture.media = False
-    with pytest.raises(UnsupportedCheckpoint, match="image-to-video with CLIP takes pictures.*--target cpu"):
-        picture.check()
-    text = Build(checkpoint, tmp_path / "out", Options())
-    assert text.card.takes == ("video",)
-    text.media = False
-    text.check()
-    assert text.card.takes == ()
+def test_a_model_that_needs_pictures_is_exported_with_its_clip_alone(checkpoint, tmp_path):
+    root = write_diffusers(tmp_path / "i2v", checkpoint, 1)
+    build = Build(root, tmp_path / "out", Options())
+    build.check()
+    assert build.template_values()["image_dim"] == CLIP_DIM
+    shutil.rmtree(root / "image_encoder")
+    with pytest.raises(CheckpointError, match="image_encoder"):
+        Build(root, tmp_path / "out", Options()).check()
