@@ -111,6 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", help="in WAN_LORA_DIR")
     options.add(parser)
     given = parser.parse_args(arguments)
+    options.choose(given)
     options.serve_model(given.checkpoint, given.repository)
     try:
         settings = load_settings()

@@ -81,7 +81,7 @@ async def register_lora(wanted: NewLora, gateway: TheGateway, caller: TheCaller)
     return _answer(await run_in_threadpool(gateway.adapters.register, wanted.name, files, served.name, served.card))
 
 
-@router.delete("/loras/{name}", response_model=LoraDeleted, responses=errors(403, 404))
+@router.delete("/loras/{name}", response_model=LoraDeleted, responses=errors(400, 403, 404))
 async def delete_lora(name: Name, gateway: TheGateway, caller: TheCaller):
     """For admin keys: take an adapter out of the index; its file stays. Jobs that name it and have not begun will fail."""
     _admin(caller)

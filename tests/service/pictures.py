@@ -15,8 +15,9 @@ from tests.service.running import CARD, settings_for
 
 def settings_with_media(folder: Path, *takes: str, needs: tuple[str, ...] = (), **more):
     """Settings of a service whose model takes these media."""
+    variant = {"variant": "i2v-2.2"} if "image" in takes else {}
     card = folder / "card.json"
-    card.write_text(json.dumps(json.loads(CARD.read_text()) | {"takes": takes, "needs": needs}))
+    card.write_text(json.dumps(json.loads(CARD.read_text()) | variant | {"takes": takes, "needs": needs}))
     return settings_for(folder, model_card=card, **more)
 
 
