@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 FILE = "service/store/migrations.py"
 DRIVER = Path(__file__).with_name("earlier_release.py")
 STEPS = 40  # of 0.05 s
+CHECKPOINT_EVERY = 5
 
 
 def git(*words: str) -> bytes:
@@ -73,7 +74,7 @@ def release_before(tree: Path, folder: Path, database_url: str, name: str):
 @contextlib.contextmanager
 def this_release(folder: Path, database_url: str):
     settings = settings_for(folder, run_dir=folder / "new", database_url=database_url, drain_seconds=0)
-    with gateway(settings) as url, worker(settings, FakeTriton(settings.runs, step_seconds=0.05)) as running:
+    with gateway(settings) as url, worker(settings, FakeTriton(settings.runs, step_seconds=0.05, checkpoint_every=CHECKPOINT_EVERY)) as running:
         yield url, running
 
 
@@ -121,8 +122,14 @@ def test_an_upgrade_with_jobs_in_flight_and_its_undoing_lose_and_repeat_nothing(
                 wait_for(after, jobs[0], seconds=60)
                 wait_for(before, jobs[3], seconds=60)
                 last = submit(new, 20)
-                until(lambda: running.worker.attempts, seconds=30)  # this one is handed to the earlier release
                 jobs.append(last)
+
+                def has_checkpoint() -> bool:
+                    attempts = list(running.worker.attempts.values())
+                    shown = [after.get(f"/v1/videos/{attempt.job.id}").json() for attempt in attempts]
+                    return any(CHECKPOINT_EVERY < video["step"] < STEPS for video in shown)
+
+                until(has_checkpoint, seconds=30)  # this one is handed to the earlier release
         with release_before(earlier, tmp_path, one_database, "undone") as undone:  # starts on the newer schema
             jobs.append(submit(undone, 30))
             with httpx.Client(base_url=undone, timeout=30) as client:

@@ -21,7 +21,7 @@ def dit(monkeypatch):
     small = WanDiT(DiTConfig(dim=16, num_layers=2, num_heads=1, ffn_dim=16, text_dim=8, freq_dim=8))
 
     class Counting(nn.Module):
-        def forward(self, x, modulation, rotary, sources):
+        def forward(self, x, modulation, rotary, sources, still):
             return x + 1
 
         def __call__(self, *arguments):
