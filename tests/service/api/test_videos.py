@@ -203,14 +203,14 @@ def test_an_idempotency_key_makes_one_job_even_without_a_seed(client):
 
 
 def test_the_list_pages_in_both_directions(client):
-    ids = [create(client, steps=1).json()["id"] for _ in range(5)]
+    before, *ids = [create(client, steps=1).json()["id"] for _ in range(6)]
     page = client.get("/v1/videos", params={"limit": 2}).json()
     assert [video["id"] for video in page["data"]] == ids[:2:-1]
     assert page["has_more"] is True
     following = client.get("/v1/videos", params={"limit": 2, "after": page["last_id"]}).json()
     assert [video["id"] for video in following["data"]] == ids[2:0:-1]
-    oldest_first = client.get("/v1/videos", params={"limit": 100, "order": "asc"}).json()["data"]
-    assert [video["id"] for video in oldest_first][-5:] == ids
+    oldest_first = client.get("/v1/videos", params={"limit": 100, "order": "asc", "after": before}).json()["data"]
+    assert [video["id"] for video in oldest_first] == ids
 
 
 def test_a_deadline_that_cannot_be_met_is_refused(client):
