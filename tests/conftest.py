@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def pytest_terminal_summary(terminalreporter):
         counts = ", ".join(f"{package} ({count})" for package, count in missing.most_common())
         terminalreporter.write_line(f"Skipped for want of system packages: {counts}")
         terminalreporter.write_line(f"To run them: apt-get install {' '.join(sorted(missing))}")
+
+
+def pytest_unconfigure():
+    """Triton's bindings say at exit which of their objects live that long; the summary shall be the last that is said."""
+    if "triton" in sys.modules:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 TEMPORARY = mark_session()

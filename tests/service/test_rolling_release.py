@@ -74,7 +74,10 @@ def release_before(tree: Path, folder: Path, database_url: str, name: str):
 @contextlib.contextmanager
 def this_release(folder: Path, database_url: str):
     settings = settings_for(folder, run_dir=folder / "new", database_url=database_url, drain_seconds=0)
-    with gateway(settings) as url, worker(settings, FakeTriton(settings.runs, step_seconds=0.05, checkpoint_every=CHECKPOINT_EVERY)) as running:
+    with (
+        gateway(settings) as url,
+        worker(settings, FakeTriton(settings.runs, step_seconds=0.05, checkpoint_every=CHECKPOINT_EVERY)) as running,
+    ):
         yield url, running
 
 
