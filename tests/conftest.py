@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: the tiny checkpoint and one real Triton server that serves it."""
 
+import atexit
 import os
 import re
 import shutil
@@ -34,7 +35,7 @@ def pytest_terminal_summary(terminalreporter):
 def pytest_unconfigure():
     """Triton's bindings say at exit which of their objects live that long; the summary shall be the last that is said."""
     if "triton" in sys.modules:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))  # pytest gives the descriptor back before
 
 
 TEMPORARY = mark_session()
