@@ -25,6 +25,7 @@ from wan.errors import InvalidRequest
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # it is kept, and who asks next may train
 def rotary_tables(dims: tuple[int, int, int], grid: tuple[int, int, int], device: torch.device) -> Tensor:
     """Cosine and sine for each token of a (frames, rows, columns) grid, float32 [1, S, 1, head_dim / 2, 2].
 
