@@ -38,17 +38,19 @@ def _source(artifacts: Artifacts) -> Checkpoint:
     return Checkpoint.open(root)
 
 
-def _use_threads(device: torch.device, count: int) -> None:
+def _torch_device(artifacts: Artifacts, settings: StageSettings, count: int) -> torch.device:
+    """`device_of`; where that is the CPU, PyTorch gets `count` threads."""
+    device = device_of(artifacts, settings)
     if device.type == "cpu":
         torch.set_num_threads(threads(count))
+    return device
 
 
 def open_text_encoder(artifacts: Artifacts, settings: StageSettings) -> TextRuntime:
     """On a GPU with plans the encoder is Triton's own affair; `stages.cost` opens its plan here."""
     if in_torch(artifacts):
-        device, streamed = device_of(artifacts, settings), artifacts.manifest["stream_text_encoder"]
-        _use_threads(device, settings.encoder_threads)
-        return TorchTextEncoder(_source(artifacts), device, streamed)
+        device = _torch_device(artifacts, settings, settings.encoder_threads)
+        return TorchTextEncoder(_source(artifacts), device, artifacts.manifest["stream_text_encoder"])
     if artifacts.device is None:
         return OnnxTextEncoder(artifacts.folder, threads(settings.encoder_threads))
     from stages.trt_runtime import open_trt_text_encoder
@@ -69,9 +71,7 @@ def open_denoiser(artifacts: Artifacts, settings: StageSettings) -> Denoiser:
 def open_vae(artifacts: Artifacts, settings: StageSettings) -> VaeRuntime:
     """PyTorch, ONNX Runtime on a CPU, TensorRT where the instance sits on a GPU."""
     if in_torch(artifacts):
-        device = device_of(artifacts, settings)
-        _use_threads(device, settings.decoder_threads)
-        return TorchVae(_source(artifacts), device)
+        return TorchVae(_source(artifacts), _torch_device(artifacts, settings, settings.decoder_threads))
     if artifacts.device is None:
         return OnnxVae(artifacts.folder, threads(settings.decoder_threads))
     from stages.trt_runtime import open_trt_vae
@@ -82,9 +82,7 @@ def open_vae(artifacts: Artifacts, settings: StageSettings) -> VaeRuntime:
 def open_vae_encoder(artifacts: Artifacts, settings: StageSettings) -> VaeSteps:
     """The other direction of `open_vae`, where pictures or clips are taken."""
     if in_torch(artifacts):
-        device = device_of(artifacts, settings)
-        _use_threads(device, settings.encoder_threads)
-        return TorchVaeEncoder(_source(artifacts), device)
+        return TorchVaeEncoder(_source(artifacts), _torch_device(artifacts, settings, settings.encoder_threads))
     if artifacts.device is None:
         return OnnxVae(artifacts.folder, threads(settings.encoder_threads))
     from stages.trt_encoders import open_trt_vae_encoder
@@ -95,9 +93,7 @@ def open_vae_encoder(artifacts: Artifacts, settings: StageSettings) -> VaeSteps:
 def open_clip(artifacts: Artifacts, settings: StageSettings) -> ClipRuntime:
     """CLIP's tower, of a checkpoint whose DiT looks at pictures."""
     if in_torch(artifacts):
-        device = device_of(artifacts, settings)
-        _use_threads(device, settings.encoder_threads)
-        return TorchClip(_source(artifacts), device)
+        return TorchClip(_source(artifacts), _torch_device(artifacts, settings, settings.encoder_threads))
     if artifacts.device is None:
         return OnnxClip(artifacts["model.onnx"], threads(settings.encoder_threads))
     from stages.trt_encoders import open_trt_clip

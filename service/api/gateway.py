@@ -128,12 +128,9 @@ class Gateway:
 
     async def _rank(self, values: dict, served: Served) -> int:
         """Of the request's adapters together; InvalidRequest for one that the model does not have."""
-        wanted = parse(values["lora"])
-        return (
-            sum(entry.rank for entry in await run_in_threadpool(self.adapters.named, wanted, served.name))
-            if wanted
-            else 0
-        )
+        if not (wanted := parse(values["lora"])):
+            return 0
+        return sum(entry.rank for entry in await run_in_threadpool(self.adapters.named, wanted, served.name))
 
     def _priced(
         self,
