@@ -12,7 +12,7 @@ BIN := .venv/bin
 SERVED = --target $(TARGET) $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: setup run serve test coverage bench tiny lint clean
+.PHONY: setup run serve test test-all coverage bench tiny lint clean
 
 setup: .venv/run.stamp  ## the environment that serves
 
@@ -35,10 +35,13 @@ run: setup  ## one video: make run PROMPT="a blue star moves up on a white backg
 serve: setup  ## Triton, the worker and the web service, until Ctrl-C
 	$(BIN)/python -m service.serve $(SERVED)
 
-test: .venv/test.stamp  ## the whole suite
+test: .venv/test.stamp  ## the suite without what takes long
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/test.stamp  ## the whole suite, an hour on two cores
 	$(BIN)/python -m pytest
 
-coverage: .venv/test.stamp  ## the same, and which lines no test ran
+coverage: .venv/test.stamp  ## the whole suite, and which lines no test ran
 	$(BIN)/python -m pytest --cov
 
 bench: .venv/test.stamp  ## ours against diffusers on this machine

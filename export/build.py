@@ -12,12 +12,13 @@ from math import prod
 from pathlib import Path
 
 from contract.card import ModelCard
-from export import memory, paths
+from export import manifest, memory, paths
 from export.atomic import Journal
 from export.dit import package
 from export.dit.formats import DitWeights, with_dit
 from export.dit.lora import Lora
 from export.inputs import encoders
+from export.onnx import kept
 from export.options import Options
 from export.placement import GIB, STAGES, Gpu, Placement, PlacementError, choose, detect_gpus, parse_gpus
 from export.tensorrt.graphs import parameters
@@ -189,6 +190,17 @@ class Build:
     def key(self, *values) -> str:
         """Hash of the source, the code and `values`. The source's path does not count, so another machine can continue."""
         return _hash([self.wanted["source"]["sha256"], self.wanted["code"], *values])
+
+    def once(self, model: str, path: Path, make: Callable[[], dict]) -> dict:
+        """The result of `make`, which writes a graph of `model`; not made where a repository has it of the same weights and code."""
+        tensors, config = {
+            "text_encoder": (self.checkpoint.text_tensors, self.checkpoint.text_config),
+            "image_encoder": (self.checkpoint.clip_tensors, self.checkpoint.clip_config),
+        }.get(model, (self.checkpoint.vae_tensors, self.checkpoint.vae_config))
+        known = self.wanted["source"]["files"]
+        weights = sorted(known[manifest.file_name(file, self.checkpoint)]["sha256"] for file in tensors().files)
+        made_of = [model, self.wanted["target"], self.wanted["code"], repr(config()), *weights]
+        return kept.once(path, made_of, paths.kept_graphs(self.out), make)
 
     @property
     def recipe(self) -> list:

@@ -10,6 +10,7 @@ from export import manifest, memory, paths
 from export.atomic import Journal
 from export.build import Build, Report
 from export.dit import package
+from export.onnx import kept
 from export.options import Options
 from export.repository import exchange
 from export.targets import TARGETS, Target
@@ -80,6 +81,7 @@ def _run(build: Build, target: Target) -> None:
     manifest.write(build.repository, build.wanted | built | {"artifacts": artifacts})
     build.journal.path.unlink()
     exchange(build.repository, build.out)
+    kept.prune(paths.kept_graphs(build.out))
 
 
 def _source(build: Build, target: Target, old: dict | None) -> dict:

@@ -61,7 +61,7 @@ def source_files(checkpoint: Checkpoint) -> list[Path]:
     return sorted({*dit_files(checkpoint), *weights, *beside, *tokenizer})
 
 
-def _name(path: Path, checkpoint: Checkpoint) -> str:
+def file_name(path: Path, checkpoint: Checkpoint) -> str:
     """Of a file of the checkpoint or of its base, seen from the checkpoint; weights that were named on their own lie elsewhere."""
     if path.is_relative_to(checkpoint.root):
         return str(path.relative_to(checkpoint.root))
@@ -74,7 +74,7 @@ def describe_source(checkpoint: Checkpoint, known: dict | None = None) -> dict:
     known_files = (known or {}).get("files", {})
     files = {}
     for path in source_files(checkpoint):
-        name, stat = _name(path, checkpoint), path.stat()
+        name, stat = file_name(path, checkpoint), path.stat()
         entry = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         old = known_files.get(name, {})
         unchanged = entry.items() <= old.items() and "sha256" in old

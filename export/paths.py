@@ -1,5 +1,6 @@
-"""Names of everything an export writes, as pure functions of the repository's directory."""
+"""Names of everything an export writes, as functions of the repository's directory."""
 
+import os
 from pathlib import Path
 
 from contract.tensors import ENSEMBLE
@@ -46,6 +47,11 @@ def replaced(repository: Path) -> Path:
 def graphs(repository: Path) -> Path:
     """ONNX graphs of the GPU target, from which plans are built; kept for the next GPU or TensorRT."""
     return repository.with_name(f"{repository.name}-graphs")
+
+
+def kept_graphs(repository: Path) -> Path:
+    """Graphs for the next repository of the same text encoder or VAE (WAN_GRAPH_CACHE; beside the repository unless told)."""
+    return Path(os.environ.get("WAN_GRAPH_CACHE") or repository.with_name(".graphs"))
 
 
 def lock(repository: Path) -> Path:

@@ -88,15 +88,20 @@ def float32_graphs(build: Build) -> dict:
 def _written(build: Build, model: str, made: list[Graph]) -> dict:
     compared = {}
     for graph in made:
-        build.say(f"{model}/{graph.file}")
-        path = write(graph, paths.version(build.repository, model))
-        build.say(f"{model}/{graph.file} against PyTorch")
-        compared[f"{model}/{graph.file}"] = parity(graph, path, graph)
+        path = paths.version(build.repository, model) / graph.file
+
+        def run(graph=graph, path=path) -> dict:
+            build.say(f"{model}/{graph.file}")
+            write(graph, path.parent)
+            build.say(f"{model}/{graph.file} against PyTorch")
+            return parity(graph, path, graph)
+
+        compared[f"{model}/{graph.file}"] = build.once(model, path, run)
     return compared
 
 
 def bf16_graphs(build: Build) -> dict:
-    results = graphs.export_graphs(build.checkpoint, build.graphs, build.key(), build.say)
+    results = graphs.export_graphs(build.checkpoint, build.graphs, build.key(), build.say, build.once)
     return {"graphs": results, "parity": {name: result["parity"] for name, result in results.items()}}
 
 

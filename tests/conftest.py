@@ -18,6 +18,8 @@ from tests.leftovers import Session, mark_session
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 TINY = PROJECT_ROOT / "models" / "tiny"
 REPOSITORY = PROJECT_ROOT / "build" / "test-repository"
+# Repositories in temporary folders take the graphs of the session's one where text encoder and VAE are the same.
+os.environ.setdefault("WAN_GRAPH_CACHE", str(PROJECT_ROOT / "build" / "test-graph-cache"))
 
 
 def pytest_terminal_summary(terminalreporter):

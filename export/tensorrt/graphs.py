@@ -31,6 +31,7 @@ from wan.errors import WanError
 
 BF16_OPSET = 22  # the first whose Conv takes BF16; TensorRT reads up to 24
 Step = Callable[[str], None]
+Once = Callable[[str, Path, Callable[[], dict]], dict]
 VAE_GRAPHS = [(model, file) for model in ("vae_decoder", "vae_encoder") for file in (FIRST, NEXT)]
 TEXT_GRAPH = ("text_encoder", "model.onnx")
 CLIP_GRAPH = ("image_encoder", "model.onnx")
@@ -93,10 +94,15 @@ def _text(checkpoint: Checkpoint) -> Iterator[Pair]:
     yield Pair("text_encoder", text_graph_of_fixed_length(narrow, vocabulary), reference)
 
 
-def export_graphs(checkpoint: Checkpoint, graphs: Path, key: str, step: Step) -> dict:
+def _each_time(model: str, path: Path, make: Callable[[], dict]) -> dict:
+    return make()
+
+
+def export_graphs(checkpoint: Checkpoint, graphs: Path, key: str, step: Step, once: Once = _each_time) -> dict:
     """Write the graphs to `graphs`, except those that an earlier run with the same `key` finished.
 
-    Returns for each graph its number of nodes and its parity. Raises GraphMismatch and UnsupportedGraph.
+    `once` may have a model's graph from another checkpoint of the same weights. Returns for each graph its number of
+    nodes and its parity. Raises GraphMismatch and UnsupportedGraph.
     """
     graphs.mkdir(parents=True, exist_ok=True)
     journal = Journal(graphs / "journal.json", key)
@@ -110,8 +116,11 @@ def export_graphs(checkpoint: Checkpoint, graphs: Path, key: str, step: Step) ->
             def run(model=model, file=file, path=path, pairs=pairs, pairs_of=pairs_of):
                 if not pairs:
                     pairs |= {(pair.model, pair.bf16.file): pair for pair in pairs_of(checkpoint)}
-                path.parent.mkdir(exist_ok=True)
                 return _export(pairs[model, file], path.parent, step)
 
-            results[f"{model}/{file}"] = journal.step(f"{model}/{file}", [path], run)
+            def found(model=model, path=path, run=run):
+                path.parent.mkdir(exist_ok=True)
+                return once(model, path, run)
+
+            results[f"{model}/{file}"] = journal.step(f"{model}/{file}", [path], found)
     return results

@@ -67,6 +67,13 @@ def test_a_video_comes_out_of_the_ensemble_as_out_of_the_pipeline(checkpoints, r
                 generate(server.grpc_url, PROMPT=PROMPT, GUIDANCE_SCALE_2=3.0)
 
 
+def test_every_step_of_the_vae_22_is_a_graph_of_any_size(repositories):
+    compared = json.loads(paths.manifest(repositories / "ti2v-5b").read_text())["parity"]
+    steps = [f"{model}/{file}" for model in ("vae_decoder", "vae_encoder") for file in ("first.onnx", "next.onnx")]
+    for step in steps:
+        assert len({tuple(row["shape"]) for row in compared[step]["shapes"]}) == 3
+
+
 def test_both_experts_are_served_as_they_were(checkpoints, repositories):
     served = Checkpoint.open(paths.dit_checkpoint(repositories / "t2v-a14b"))
     source = Checkpoint.open(checkpoints / "t2v-a14b")

@@ -24,12 +24,10 @@ KEPT = PROJECT_ROOT / "build" / "test-repository-i2v"
 
 @pytest.fixture(scope="module")
 def small_i2v(checkpoint, tmp_path_factory):
-    """A small random checkpoint of an image-to-video model; the same each time."""
-    from export.dit.random_checkpoint import write_checkpoint
+    """A small random DiT and CLIP of an image-to-video model, the same each time; text encoder and VAE are the trained ones."""
+    from tests.wan.picture_checkpoints import write_diffusers
 
-    root = tmp_path_factory.mktemp("checkpoints") / "small-i2v"
-    write_checkpoint("fun-inp-1.3b", root, 1, checkpoint / "tokenizer", small=True)
-    return root
+    return write_diffusers(tmp_path_factory.mktemp("checkpoints") / "small-i2v", checkpoint, 1)
 
 
 @pytest.fixture(scope="module")
