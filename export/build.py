@@ -191,8 +191,8 @@ class Build:
         """Hash of the source, the code and `values`. The source's path does not count, so another machine can continue."""
         return _hash([self.wanted["source"]["sha256"], self.wanted["code"], *values])
 
-    def once(self, model: str, path: Path, make: Callable[[], dict]) -> dict:
-        """The result of `make`, which writes a graph of `model`; not made where a repository has it of the same weights and code."""
+    def once(self, model: str, path: Path | None, make: Callable[[], dict]) -> dict:
+        """The result of `make`, which depends on the weights of `model` and may write a graph; an earlier export's if there is one."""
         tensors, config = {
             "text_encoder": (self.checkpoint.text_tensors, self.checkpoint.text_config),
             "image_encoder": (self.checkpoint.clip_tensors, self.checkpoint.clip_config),

@@ -158,7 +158,10 @@ def workstation_dit(build: Build) -> dict:
 
 
 def preview(build: Build) -> dict:
-    return {"preview": build.journal.step("preview", [], lambda: fit_projection(build.checkpoint.load_vae()))}
+    def fitted() -> dict:
+        return build.once("vae_preview", None, lambda: fit_projection(build.checkpoint.load_vae()))
+
+    return {"preview": build.journal.step("preview", [], fitted)}
 
 
 def tensorrt_plans(build: Build) -> dict:

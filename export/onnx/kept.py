@@ -16,41 +16,41 @@ from export.manifest import sha256_file
 RESULT = "result.json"
 
 
-def once(path: Path, made_of: list[str], folder: Path, make: Callable[[], dict]) -> dict:
-    """The result of `make`, which writes the graph `path`; file and result are taken from `folder` if it has those of `made_of`."""
-    key = hashlib.sha256(json.dumps([path.name, *made_of]).encode()).hexdigest()
-    entry = folder / key
-    for file in _files(path):
+def once(path: Path | None, made_of: list[str], folder: Path, make: Callable[[], dict]) -> dict:
+    """The result of `make`, which writes the graph `path` or nothing; both are taken from `folder` if it has those of `made_of`."""
+    key = hashlib.sha256(json.dumps([path and path.name, *made_of]).encode()).hexdigest()
+    entry, files = folder / key, _files(path)
+    for file in files:
         file.unlink(missing_ok=True)  # never written over: an entry may share it
-    if (result := _taken(entry, path.parent)) is None:
+    if (result := _taken(entry, files)) is None:
         result = make()
-        _keep(entry, path, result)
+        _keep(entry, [file for file in files if file.exists()], result)
     return result
 
 
-def _files(path: Path) -> tuple[Path, Path]:
+def _files(path: Path | None) -> list[Path]:
     """Of a graph: itself, and the weights that are too large for it."""
-    return path, path.with_name(path.name + ".data")
+    return [] if path is None else [path, path.with_name(path.name + ".data")]
 
 
-def _taken(entry: Path, place: Path) -> dict | None:
+def _taken(entry: Path, files: list[Path]) -> dict | None:
     """None where there is no entry, where its files are damaged, or where links to them cannot be made."""
     try:
         kept = json.loads((entry / RESULT).read_text())
         if any(sha256_file(entry / name) != digest for name, digest in kept["sha256"].items()):
             shutil.rmtree(entry)
             return None
-        for name in kept["sha256"]:
-            os.link(entry / name, place / name)
+        for file in files:
+            if file.name in kept["sha256"]:
+                os.link(entry / file.name, file)
     except (OSError, ValueError):
         return None
     return kept["result"]
 
 
-def _keep(entry: Path, path: Path, result: dict) -> None:
+def _keep(entry: Path, files: list[Path], result: dict) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".new-"))
-    files = [file for file in _files(path) if file.exists()]
     new.chmod(0o755)  # for the next one, which may be another user's
     try:
         for file in files:
@@ -63,7 +63,8 @@ def _keep(entry: Path, path: Path, result: dict) -> None:
 
 
 def prune(folder: Path) -> None:
-    """Drop what no repository holds any more."""
+    """Drop the graphs that no repository holds any more."""
     for entry in folder.iterdir() if folder.is_dir() else ():
-        if all(file.stat().st_nlink == 1 for file in entry.iterdir()):
+        graphs = [file for file in entry.iterdir() if file.name != RESULT]
+        if graphs and all(file.stat().st_nlink == 1 for file in graphs):
             shutil.rmtree(entry, ignore_errors=True)

@@ -30,7 +30,7 @@ PLANS = {"text_encoder/model.plan"} | VAE_PLANS
 @pytest.fixture
 def known_graphs(graphs, monkeypatch):
     """Takes the session's graphs instead of tracing the same networks again; returns what was asked for."""
-    monkeypatch.setattr(tensorrt_graphs, "export_graphs", lambda checkpoint, folder, key, step: graphs[1])
+    monkeypatch.setattr(tensorrt_graphs, "export_graphs", lambda *_: graphs[1])
 
 
 @pytest.fixture

@@ -75,3 +75,10 @@ def test_what_no_repository_holds_is_dropped(place):
     first.unlink()
     kept.prune(cache)
     assert list(cache.iterdir()) == []
+
+
+def test_what_leaves_no_file_is_kept_as_well(place):
+    cache = place[2]
+    kept.once(None, ["weights"], cache, lambda: {"colours": [1.0]})
+    kept.prune(cache)
+    assert kept.once(None, ["weights"], cache, never) == {"colours": [1.0]}
