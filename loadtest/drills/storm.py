@@ -8,6 +8,7 @@ Exit code 1 if any of these fails.
 import argparse
 import contextlib
 import json
+import math
 import random
 import time
 from collections.abc import Callable
@@ -70,8 +71,11 @@ class Storm:
         self._dice = random.Random(len(events))
         self._jobs: list[str] = []
 
-    def run(self, verdict: Verdict) -> None:
+    def run(self, verdict: Verdict, minutes: float = math.inf) -> None:
+        end = time.monotonic() + 60 * minutes
         for number, event in enumerate(self.events, 1):
+            if time.monotonic() > end:
+                break
             self._keep_busy()
             time.sleep(event.pause)
             with contextlib.suppress(StopIteration, psutil.NoSuchProcess, OSError):
@@ -149,16 +153,26 @@ class Storm:
             self._say(f"{video['id']}: {stored}, {video['attempts']} attempts")
 
 
-def storm(repository: Path, seed: int, count: int, longest: float, steps: int, say: Callable[[str], None]) -> Verdict:
+def storm(
+    repository: Path,
+    seed: int,
+    count: int,
+    longest: float,
+    steps: int,
+    say: Callable[[str], None],
+    minutes: float = math.inf,
+) -> Verdict:
+    """`count` faults, or as many as come in `minutes`; none lasts more than `longest` seconds."""
     verdict = Verdict(seed)
     with under_fire(repository, steps) as drill:
-        Storm(drill, schedule(seed, count, longest), say).run(verdict)
+        Storm(drill, schedule(seed, count, longest), say).run(verdict, minutes)
     return verdict
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="repeats a schedule")
     parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end after so many, whatever is left")
     parser.add_argument("--longest", type=float, default=30, help="seconds of the longest fault")
     parser.add_argument("--steps", type=int, default=200, help="denoise steps of each job")
     parser.add_argument("--repository", type=Path, default=ROOT / "build/repository")
@@ -169,7 +183,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 def handle(given: argparse.Namespace) -> int:
     options.serve_model(given.checkpoint, given.repository)
     verdict = storm(
-        given.repository, given.seed, given.faults, given.longest, given.steps, lambda text: print(text, flush=True)
+        given.repository,
+        given.seed,
+        given.faults,
+        given.longest,
+        given.steps,
+        lambda text: print(text, flush=True),
+        given.minutes,
     )
     report = asdict(verdict) | {"met": verdict.met}
     print(json.dumps(report))

@@ -23,6 +23,8 @@ from service.settings import DEFAULT_COSTS
 from tests.k8s.prometheus import Prometheus, free_port
 from tests.k8s.rendering import K8S, ROOT, container
 
+pytestmark = pytest.mark.slow
+
 POLICY = ScalingPolicy.from_manifest()
 SMALL = {"num_frames": 5, "steps": 8, "cache_threshold": 0.0}
 BUSY = 'sum(wan_workers{namespace="wan",state="busy"})'  # at this moment; the rule takes the mean of some minutes

@@ -152,6 +152,7 @@ def test_a_full_run_directory_stops_no_denoise_and_changes_no_frame(tmp_path, sm
     store.close()
 
 
+@pytest.mark.slow
 def test_a_stage_that_hangs_is_restarted_and_the_job_goes_on_from_its_checkpoint(tmp_path, repository):
     settings = settings_for(tmp_path, run_dir=tmp_path / "run")
     store = JobStore.from_settings(settings)

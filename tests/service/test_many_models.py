@@ -14,6 +14,8 @@ from service.launcher.server import TritonServer
 from service.settings import DEFAULT_COSTS, Settings
 from tests.service import running
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"prompt": "a red circle", "num_frames": 5, "steps": 4, "seed": 3, "guidance_scale": 1.0}
 DEAR = 3.0  # how many times as expensive the second model says it is
 

@@ -108,6 +108,7 @@ def one_database(request, tmp_path) -> str:
     return server.url()
 
 
+@pytest.mark.slow
 def test_an_upgrade_with_jobs_in_flight_and_its_undoing_lose_and_repeat_nothing(earlier, one_database, tmp_path):
     with release_before(earlier, tmp_path, one_database, "old") as old:
         assert schema_version(one_database) == len(MIGRATIONS) - 1

@@ -70,7 +70,7 @@ def pipeline(checkpoint):
 
 
 def test_measuring_times_both_kinds_of_steps_for_every_size_and_guidance(pipeline):
-    sizes = [(32, 32, 5), (256, 256, 17)]
+    sizes = [(32, 32, 5), (192, 192, 9)]
     found = measure(pipeline, sizes, repeats=2)
     assert [(m.size, m.branches) for m in found] == [(size, branches) for size in sizes for branches in (1, 2)]
     small, large = found[0], found[3]

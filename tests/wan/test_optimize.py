@@ -87,6 +87,7 @@ def test_an_unknown_or_missing_choice_is_refused(pair, options, message):
 
 @pytest.mark.skipif(compile.missing(torch.device("cpu")) is not None, reason="no C++ compiler here")
 @torch.no_grad()
+@pytest.mark.slow
 def test_one_compilation_serves_all_blocks_and_changes_nothing(pair, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))  # restored afterwards
     compile.keep_in(tmp_path)

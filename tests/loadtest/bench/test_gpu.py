@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from loadtest.__main__ import main
@@ -9,6 +10,7 @@ from loadtest.bench import gpu
 from loadtest.bench.checks import Check
 
 
+@pytest.mark.slow
 def test_everything_is_checked_and_timed_and_a_second_run_only_reports(tmp_path, capsys, monkeypatch):
     arguments = ["gpu", "--device", "cpu", "--out", str(tmp_path)]
     assert main([*arguments, "--minutes", "0"]) == 1

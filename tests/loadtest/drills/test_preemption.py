@@ -22,6 +22,7 @@ def test_the_overhead_is_what_the_same_jobs_take_longer():
 
 
 @pytest.mark.skipif(find_binaries() is None, reason="PostgreSQL is not installed (apt: postgresql)")
+@pytest.mark.slow
 def test_an_urgent_job_starts_within_a_step_and_the_one_it_stopped_ends_with_its_own_frames(repository, checkpoint):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WAN_MODEL_NAME", "wan-preempted")

@@ -115,7 +115,7 @@ class Holder(threading.Thread):
             self.problem = error
 
 
-@pytest.mark.parametrize("kind", ["killed", "frozen"])
+@pytest.mark.parametrize("kind", [pytest.param("killed", marks=pytest.mark.slow), "frozen"])
 def test_three_outages_longer_than_a_lease_take_no_lease_and_no_result(empty, monkeypatch, kind):
     monkeypatch.setattr(upkeep, "JUMP_SECONDS", 1.5)
     store, ended = JobStore(empty.url(), lease_seconds=2), threading.Event()
