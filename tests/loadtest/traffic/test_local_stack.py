@@ -25,6 +25,7 @@ def port():
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_every_worker_serves_until_told_to_stop(repository, port):
     before = set(local_stack.FOLDER.glob("state-*"))
     command = [sys.executable, "-m", "loadtest", "serve", "--workers", "2", "--port", str(port)]
@@ -41,6 +42,7 @@ def test_every_worker_serves_until_told_to_stop(repository, port):
     assert set(local_stack.FOLDER.glob("state-*")) == before
 
 
+@pytest.mark.slow
 def test_scaling_starts_it_with_each_number_of_workers(repository, port, tmp_path):
     start = f"{LOCAL_STACK} --repository {repository}"
     arguments = ["scaling", "--only", "workers", "--workers", "2", "--start", start, "--out", str(tmp_path)]
@@ -52,7 +54,7 @@ def test_scaling_starts_it_with_each_number_of_workers(repository, port, tmp_pat
     assert "2 workers, always busy" in (tmp_path / "table.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["smoke", "triton-grpc"])
+@pytest.mark.parametrize("kind", ["smoke", pytest.param("triton-grpc", marks=pytest.mark.slow)])
 def test_a_run_brings_its_own_service(kind, repository, tmp_path):
     options = ["--serve", "--repository", str(repository), "--quiet", "--set", TINY, "--out", str(tmp_path)]
     options += ["--set", "limits={requests: 3, seconds: 30, drain_seconds: 60}"]

@@ -82,6 +82,7 @@ def test_tritons_ensemble_takes_the_load_directly(stack, tmp_path):
         assert set(summary["stages"]) == {"text_encoder", "denoise", "vae_decoder"}
 
 
+@pytest.mark.slow
 def test_the_real_service_does_not_leak(stack, tmp_path):
     """Every process stays flat, as do descriptors, shared memory, run directories and database: nothing is let off."""
     tritons = [p for p in psutil.Process().children(recursive=True) if p.name() == "tritonserver"]

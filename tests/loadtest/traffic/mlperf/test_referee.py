@@ -97,6 +97,7 @@ def test_the_whole_service_is_judged_valid_with_our_figures_and_leaves_the_logs(
     assert "Result is : VALID" in (tmp_path / "mlperf_log_summary.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_real_ensemble_is_judged(triton, tmp_path):
     arguments = ["mlperf", "--target", "ensemble", "--url", triton.grpc_url, "--out", str(tmp_path)]
     assert main([*arguments, "--min-seconds", "1", "--min-queries", "64"]) == 0
