@@ -280,7 +280,7 @@ def test_steps_and_seconds_are_counted_in_triton_metrics(triton):
     assert abs(metric(triton, "wan_denoise_heartbeat_timestamp_seconds", slot="0_0") - time.time()) < 3600
 
 
-@pytest.mark.parametrize("stage", ["denoise", "text_encoder"])
+@pytest.mark.parametrize("stage", ["denoise", pytest.param("text_encoder", marks=pytest.mark.slow)])
 def test_a_killed_stub_brings_the_server_back_and_serving(triton, stage):
     expected, _ = generate(triton.grpc_url, PROMPT=PROMPT, SEED=2, **SHORT)
     restarts = triton.restarts

@@ -55,7 +55,9 @@ def test_an_earlier_job_is_fetched_by_its_id(site, tmp_path):
     assert (tmp_path / f"{job['id']}.mp4").exists()
 
 
-@pytest.mark.parametrize(("said", "status"), [(b"y\n", "cancelled"), (b"n\n", "in_progress")])
+@pytest.mark.parametrize(
+    ("said", "status"), [(b"y\n", "cancelled"), pytest.param(b"n\n", "in_progress", marks=pytest.mark.slow)]
+)
 def test_ctrl_c_asks_whether_to_cancel(site, said, status, tmp_path):
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "service.client", "long", "--steps", "900", "--url", site]

@@ -12,6 +12,7 @@ from tests.loadtest.queue_theory import lindley, md1_wait
 SERVICE, UTILISATION, REQUESTS = 0.06, 0.8, 300
 
 
+@pytest.mark.slow
 def test_reproduces_the_md1_wait_within_five_percent(undisturbed, standin):
     """`python -m tests.loadtest.md1` is the same at any length."""
     load = (SERVICE, UTILISATION, REQUESTS)

@@ -181,6 +181,7 @@ def test_when_the_guard_is_killed_nothing_stays_of_a_busy_server_and_another_sta
         assert echo(server) == [3, 4]
 
 
+@pytest.mark.slow
 def test_what_a_killed_guard_without_a_launcher_left_is_removed_by_the_next_start(repository, tmp_path):
     process = foreground(repository)
     left = traces(repository)
@@ -195,6 +196,7 @@ def test_what_a_killed_guard_without_a_launcher_left_is_removed_by_the_next_star
         assert echo(running) == [3, 4]
 
 
+@pytest.mark.slow
 def test_without_a_limit_it_is_started_until_it_comes_up_again(repository, monkeypatch, caplog):
     monkeypatch.setattr("service.launcher.server.LONGEST_PAUSE_SECONDS", 0.1)
     model = repository / "echo" / "1" / "model.py"
