@@ -106,7 +106,7 @@ def worker(settings: Settings, triton: FakeTriton | None = None) -> Iterator[Wor
         thread.drain()
 
 
-def wait_for(client: httpx.Client, job_id: str, *statuses: str, seconds: float = 20) -> dict:
+def wait_for(client: httpx.Client, job_id: str, *statuses: str, seconds: float = 60) -> dict:
     """Poll until the job has one of the statuses (none given: until it is over)."""
     wanted = statuses or ("completed", "failed", "cancelled")
     deadline = time.monotonic() + seconds
@@ -122,7 +122,7 @@ def submit(store, priority=1, **more):
     return store.submit(NewJob("anonymous", REQUEST | more, cost=1.0, priority=priority))[0].id
 
 
-def until(check, seconds=15.0):
+def until(check, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline, "it did not happen in time"
