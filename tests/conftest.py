@@ -4,6 +4,7 @@ import atexit
 import os
 import re
 import shutil
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -41,6 +42,8 @@ def pytest_unconfigure():
 
 
 TEMPORARY = mark_session()
+# A shell that starts the suite in the background lets it ignore Ctrl-C, and the programs under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
