@@ -61,9 +61,11 @@ def open_text_encoder(artifacts: Artifacts, settings: StageSettings) -> TextRunt
 def open_denoiser(artifacts: Artifacts, settings: StageSettings) -> Denoiser:
     """The experts as the settings say; compiled code is kept."""
     device = device_of(artifacts, settings)
-    options = Options(linear=settings.linear, attention=settings.attention, compile=settings.compile)
+    kept = settings.compile_dir or compile.KEPT
+    tokens = artifacts.card.geometry.tokens(*settings.warm_sizes[0]) if settings.warm_sizes else None
+    options = Options(settings.linear, settings.attention, settings.compile, tokens, kept)
     if options.compiles(device):
-        compile.keep_in(settings.compile_dir or compile.KEPT)
+        compile.keep_in(kept)
     checkpoint = Checkpoint.open(artifacts["checkpoint"])
     return load_denoiser(checkpoint, artifacts.card.geometry, device, options=options)
 

@@ -6,11 +6,12 @@ defaults nothing is lost; FP8 and 8-bit attention are approximations that have t
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from wan import attention, compile, fp8, onednn
+from wan import attention, compile, fastest, fp8, onednn
 from wan.checkpoint import FLOAT32_PARTS
 from wan.dit import WanDiT
 from wan.errors import InvalidRequest
@@ -23,12 +24,16 @@ class Options:
     """Choices at loading time.
 
     `linear`: dense (PyTorch), onednn (a CPU's), fp8 (lossy); auto is the fastest lossless one. `attention`: a name of
-    `wan.attention.BACKENDS` or auto. `compile`: fuse the elementwise work of the blocks; None does where it pays, on a GPU.
+    `wan.attention.BACKENDS`, auto (the fastest lossless one) or auto-8bit (the fastest one); `tokens` is the length of the
+    sequence that it is measured on, `keep` the directory where the choice is kept. `compile`: fuse the elementwise work of
+    the blocks; None does where it pays, on a GPU.
     """
 
     linear: str = "auto"
     attention: str = "auto"
     compile: bool | None = None
+    tokens: int | None = None
+    keep: Path | None = None
 
     def __post_init__(self):
         if self.linear not in LINEAR:
@@ -102,7 +107,8 @@ def optimize(dit: WanDiT, options: Options = Options()) -> dict:
 
     Raises InvalidRequest if this machine does not have what was asked for, or computes it wrongly.
     """
-    backend = attention.choose(options.attention, dit.device, dit.config.num_heads, dit.config.head_dim)
+    heads = dit.config.num_heads, dit.config.head_dim
+    backend, dit.attention_ms = fastest.choose(options.attention, dit.device, *heads, options.tokens, options.keep)
     linear = options.linear
     if linear == "auto":
         linear = "dense" if onednn.missing(dit.device) else "onednn"

@@ -77,8 +77,10 @@ def load_denoiser(
     dtype: torch.dtype | None = None,
     options: Options | None = None,
 ) -> Denoiser:
-    """Every expert of a checkpoint, FP8 packages included, computing as `options` say."""
-    dtype, options = dtype or default_dtype(device), options or Options()
+    """Every expert of a checkpoint, FP8 packages included, computing as `options` say, by default at its default size."""
+    dtype, options, usual = dtype or default_dtype(device), options or Options(), checkpoint.card.defaults
+    tokens = options.tokens or geometry.tokens(usual.width, usual.height, usual.num_frames)
+    options = replace(options, tokens=tokens)
     dits = [optimized(checkpoint.load_dit(device, dtype, i), options) for i in range(len(checkpoint.dit_folders))]
     return denoiser(checkpoint, geometry, dits)
 
@@ -205,6 +207,8 @@ def describe(card: ModelCard, request: GenerationRequest, done: DenoiseInfo, sec
     }
     if done.plan[-1].expert:
         counts["first_expert_steps"] = sum(step.expert == 0 for step in done.plan)
+    if done.attention_ms:
+        counts["attention_ms"] = done.attention_ms
     if warnings := card.warnings(request):
         counts["warnings"] = warnings
     return parameters | counts | {"engine": done.engine, "fps": card.defaults.fps, "seconds": seconds}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from loadtest.bench.cases import Case
 from loadtest.bench.compare import Process, times
-from wan.attention import BACKENDS, choose, unusable
+from wan.attention import BACKENDS, EIGHT_BIT, choose, unusable
 from wan.compile import missing as compiler_missing
 from wan.onednn import missing as onednn_missing
 
@@ -35,7 +35,7 @@ def steps(device, caches: dict[str, float]) -> list[Step]:
         rows.append(Step("compiled blocks", True, {"compile": True}, {}))
     if device.type == "cuda":
         rows.append(Step("FP8 linear layers", False, {"linear": "fp8"}, {}))
-        eight_bit = next((n for n in ("sage", "int8-fp8", "int8") if unusable(BACKENDS[n], device) is None), None)
+        eight_bit = next((n for n in EIGHT_BIT if unusable(BACKENDS[n], device) is None), None)
         rows += [Step(f"{eight_bit} attention", False, {"attention": eight_bit}, {})] if eight_bit else []
     rows += [
         Step(f"{name} {threshold:g}", False, {}, {"cache": name, "cache_threshold": threshold})

@@ -3,15 +3,16 @@
 Random weights come from the official names in order, so both sides draw the same.
 """
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from contract.card import ModelCard
 from contract.parameters import LOSSLESS, GenerationRequest
-from loadtest.bench.cases import PROMPT_TOKENS, Case
+from loadtest.bench.cases import GEOMETRY, PROMPT_TOKENS, Case
 from wan import keys
 from wan.checkpoint import Checkpoint
 from wan.config import DiTConfig, VAEConfig
@@ -68,6 +69,7 @@ def _our_denoiser(case: Case) -> Denoiser:
     with torch.device(case.device):
         dit = WanDiT(DiTConfig(**case.architecture)).eval()
     _fill(dit.named_parameters())
+    options = replace(options, tokens=math.prod(case.shape[1:]) // GEOMETRY.patch**2)
     return Denoiser((Expert(optimized(cast(dit, dtype), options)),), _card(case).geometry, "diffusers")
 
 
