@@ -63,7 +63,7 @@ def open_denoiser(artifacts: Artifacts, settings: StageSettings) -> Denoiser:
     device = device_of(artifacts, settings)
     kept = settings.compile_dir or compile.KEPT
     tokens = artifacts.card.geometry.tokens(*settings.warm_sizes[0]) if settings.warm_sizes else None
-    options = Options(settings.linear, settings.attention, settings.compile, tokens, kept)
+    options = Options(settings.linear, settings.attention, settings.compile, tokens, kept, settings.fuse)
     if options.compiles(device):
         compile.keep_in(kept)
     checkpoint = Checkpoint.open(artifacts["checkpoint"])

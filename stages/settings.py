@@ -52,6 +52,9 @@ class StageSettings(BaseSettings):
         description="attention of the DiT; auto is the fastest lossless one, measured at the start, auto-8bit may choose one that loses quality, as sage, flash3-fp8, int8 and int8-fp8 do; flash3 and sage need packages of others",
     )
     compile: bool | None = Field(None, description="fuse the elementwise work of the DiT; without it: on a GPU")
+    fuse: bool | None = Field(
+        None, description="kernels of our own between the DiT's products; without it: on a GPU where they are right"
+    )
     compile_dir: Path | None = Field(
         None,
         description="keeps compiled code and the choice of attention, so that a restart finds them; without it: ~/.cache/wan/compiled",

@@ -4,6 +4,7 @@ The model file knows nothing of this. `optimize` changes a loaded model in place
 defaults nothing is lost; FP8 and 8-bit attention are approximations that have to be asked for by name.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from wan import attention, compile, fastest, fp8, onednn
 from wan.checkpoint import FLOAT32_PARTS
 from wan.dit import WanDiT
 from wan.errors import InvalidRequest
+from wan.fusion import blocks
 
+logger = logging.getLogger(__name__)
+USUAL_TOKENS = 4096  # where nobody says how many
 LINEAR = ("auto", "dense", "onednn", "fp8")
 
 
@@ -26,7 +30,7 @@ class Options:
     `linear`: dense (PyTorch), onednn (a CPU's), fp8 (lossy); auto is the fastest lossless one. `attention`: a name of
     `wan.attention.BACKENDS`, auto (the fastest lossless one) or auto-8bit (the fastest one); `tokens` is the length of the
     sequence that it is measured on, `keep` the directory where the choice is kept. `compile`: fuse the elementwise work of
-    the blocks; None does where it pays, on a GPU.
+    the blocks; None does where it pays, on a GPU. `fuse`: by kernels of our own; None does where they run and are right.
     """
 
     linear: str = "auto"
@@ -34,6 +38,7 @@ class Options:
     compile: bool | None = None
     tokens: int | None = None
     keep: Path | None = None
+    fuse: bool | None = None
 
     def __post_init__(self):
         if self.linear not in LINEAR:
@@ -123,12 +128,29 @@ def optimize(dit: WanDiT, options: Options = Options()) -> dict:
     for_text = attention.use(dit, backend)
     if fp8.use(dit):
         linear = "fp8"  # also where the checkpoint came with such layers
+    fused = _fuse(dit, options)
     if compiled := options.compiles(dit.device):
         compile.compile_blocks(dit)
     dtype = str(dit.dtype).removeprefix("torch.")
     names = {"linear": linear, "attention": backend.name, "text_attention": for_text.name}
-    dit.engine = names | {"compiled": compiled, "dtype": dtype}
+    dit.engine = names | {"compiled": compiled, "dtype": dtype} | fused
     return dit.engine
+
+
+def _fuse(dit: WanDiT, options: Options) -> dict:
+    """Exchange the blocks if the kernels are there and right; what INFO says of it, nothing where nobody expects them."""
+    if reason := blocks.missing(dit.device):
+        if options.fuse:
+            raise InvalidRequest("fuse", True, f"false on this machine ({reason})")
+        return {}
+    if options.fuse is False:
+        return {"fused": False}
+    if reason := blocks.use(dit, options.tokens or USUAL_TOKENS):
+        if options.fuse:
+            raise InvalidRequest("fuse", True, f"false on this machine ({reason})")
+        logger.warning("the blocks are not fused by our kernels: %s", reason)
+        return {"fused": False, "unfused_because": reason}
+    return {"fused": True}
 
 
 def optimized(dit: WanDiT, options: Options = Options()) -> WanDiT:
