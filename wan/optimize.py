@@ -20,14 +20,14 @@ from wan.fusion import blocks
 
 logger = logging.getLogger(__name__)
 USUAL_TOKENS = 4096  # where nobody says how many
-LINEAR = ("auto", "dense", "onednn", "fp8")
+LINEAR = ("auto", "dense", "onednn", "fp8", "fp8-fast")
 
 
 @dataclass(frozen=True)
 class Options:
     """Choices at loading time.
 
-    `linear`: dense (PyTorch), onednn (a CPU's), fp8 (lossy); auto is the fastest lossless one. `attention`: a name of
+    `linear`: dense (PyTorch), onednn (a CPU's), fp8 (lossy), fp8-fast (sums of 14 bits); auto is the fastest lossless one. `attention`: a name of
     `wan.attention.BACKENDS`, auto (the fastest lossless one) or auto-8bit (the fastest one); `tokens` is the length of the
     sequence that it is measured on, `keep` the directory where the choice is kept. `compile`: fuse the elementwise work of
     the blocks; None does where it pays, on a GPU. `fuse`: by kernels of our own; None does where they run and are right.
@@ -119,6 +119,8 @@ def optimize(dit: WanDiT, options: Options = Options()) -> dict:
         linear = "dense" if onednn.missing(dit.device) else "onednn"
     if linear == "onednn" and (reason := onednn.missing(dit.device)):
         raise InvalidRequest("linear", linear, f"auto, dense or fp8 on this machine (onednn {reason})")
+    if fast := linear == "fp8-fast":
+        linear = "fp8"
     if linear == "fp8":
         fp8.swap_linears(dit, block_linears(dit))
     if linear != "dense" and not onednn.missing(dit.device):
@@ -126,8 +128,8 @@ def optimize(dit: WanDiT, options: Options = Options()) -> dict:
     elif dit.device.type == "cuda":
         fuse_gelu(dit)
     for_text = attention.use(dit, backend)
-    if fp8.use(dit):
-        linear = "fp8"  # also where the checkpoint came with such layers
+    if fp8.use(dit, fast):
+        linear = "fp8-fast" if fast else "fp8"  # also where the checkpoint came with such layers
     fused = _fuse(dit, options)
     if compiled := options.compiles(dit.device):
         compile.compile_blocks(dit)

@@ -115,7 +115,8 @@ def add_norm(
     eps: float, still: int, store: bool, quantize: bool, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     batch, length, width = x.shape
-    x, y, gate, z = (None if t is None else t.contiguous() for t in (x, y, gate, z))
+    x = x.contiguous()
+    y, gate, z = (None if t is None else t.contiguous() for t in (y, gate, z))
     stream = torch.empty_like(x) if store else x.new_empty(0)
     out = torch.empty_like(x, dtype=E4M3 if quantize else dtype)
     scales = x.new_empty(batch * length, 1) if quantize else x.new_empty(0)

@@ -76,6 +76,6 @@ class plain_form:
 if __name__ == "__main__":
     torch.manual_seed(0)
     answer = {}
-    for size in ((96, 48, torch.bfloat16), (1536, 128, torch.bfloat16), (80, 40, torch.float32)):
+    for size in ((96, 48, torch.bfloat16), (80, 40, torch.float32)):
         answer |= {f"{size[0]} {size[2]} {name}": error for name, error in compared(*size)}
     print(json.dumps(answer))
