@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from wan import attention
 from wan.attention import Backend
 from wan.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
-REPEATS = 5
-SECONDS = 0.5  # for one backend, after its first call
-MARGIN = 0.05  # by which one is ahead of those before it in the list, lest a tie falls differently each time
+REPEATS = 20
+SECONDS = 0.5  # for each backend, after its first call
+# By which one is ahead of those before it in the list, lest a tie falls differently each time; a CPU does other things too.
+MARGIN = {"cuda": 0.05, "cpu": 0.25}
 CPU_TOKENS = 512  # attention of a real size takes a CPU minutes
 UNKNOWN_TOKENS = 4096
 KEPT_IN = "attention.json"
@@ -57,17 +57,17 @@ def choose(
     if key not in _MEASURED:
         _MEASURED[key] = _kept(file).get(key) or measure(found, device, (1, tokens, heads, head_dim))
         logger.info("attention on %s: %s ms", key, _MEASURED[key])
-    chosen = pick(found, _MEASURED[key])
+    chosen = pick(found, _MEASURED[key], MARGIN[device.type])
     if file:
         _keep(file, key, _MEASURED[key])
     return Choice(chosen, _MEASURED[key])
 
 
-def pick(backends: Sequence[Backend], milliseconds: dict[str, float]) -> Backend:
-    """The first one that is within MARGIN of the fastest. Raises InvalidRequest where none could be measured."""
+def pick(backends: Sequence[Backend], milliseconds: dict[str, float], margin: float) -> Backend:
+    """The first one that is within `margin` of the fastest. Raises InvalidRequest where none could be measured."""
     if not milliseconds:
         raise InvalidRequest("attention", "auto", "one that computes a video of this size; none did")
-    enough = min(milliseconds.values()) * (1 + MARGIN)
+    enough = min(milliseconds.values()) * (1 + margin)
     return next(b for b in backends if milliseconds.get(b.name, float("inf")) <= enough)
 
 
@@ -75,36 +75,36 @@ def pick(backends: Sequence[Backend], milliseconds: dict[str, float]) -> Backend
 def measure(
     backends: Sequence[Backend], device: torch.device, shape: tuple[int, ...], clock: Clock = time.perf_counter
 ) -> dict[str, float]:
-    """Milliseconds of each backend on [B, S, H, D]; one that fails at that size is left out."""
+    """Milliseconds of each backend on [B, S, H, D], the shortest of some calls; one that fails there is left out.
+
+    They take turns: what else happens on the machine makes calls longer, and should not do so to one of them alone.
+    """
     generator = torch.Generator(device).manual_seed(0)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    q, k, v = (torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3))
-    found = {}
-    for backend in backends:
-        try:
-            found[backend.name] = round(1000 * _seconds(backend, (q, k, v), device, clock), 3)
-        except (RuntimeError, AssertionError) as failure:  # of kernels that others have built, or of memory
-            logger.warning("attention %s fails on %s: %s", backend.name, shape, failure)
-    return found
+    inputs = [torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3)]
 
-
-def _seconds(backend: Backend, inputs: tuple[Tensor, ...], device: torch.device, clock: Clock) -> float:
-    """The shortest of some calls: what others do on the machine only makes them longer."""
-
-    def once() -> float:
+    def seconds(backend: Backend) -> float:
         began = clock()
         backend.function(*inputs)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return clock() - began
 
-    once()  # compiles, loads kernels, takes memory
-    best = spent = once()
-    for _ in range(REPEATS - 1):
-        if spent > SECONDS:
+    able = []
+    for backend in backends:
+        try:
+            seconds(backend)  # compiles, loads kernels, takes memory
+            able.append(backend)
+        except (RuntimeError, AssertionError) as failure:  # of kernels that others have built, or of memory
+            logger.warning("attention %s fails on %s: %s", backend.name, shape, failure)
+    best, spent = {backend.name: float("inf") for backend in able}, 0.0
+    for _ in range(REPEATS if able else 0):
+        for backend in able:
+            last = seconds(backend)
+            best[backend.name], spent = min(best[backend.name], last), spent + last
+        if spent > SECONDS * len(able):
             break
-        best, spent = min(best, last := once()), spent + last
-    return best
+    return {name: round(1000 * value, 3) for name, value in best.items()}
 
 
 def _key(device: torch.device, tokens: int, heads: int, head_dim: int, backends: Sequence[Backend]) -> str:

@@ -60,6 +60,7 @@ class FusedBlock(Block):
         told = self._cross_attention(partial(norm, attended, gate_sa, None, *to_text), sources)
         wide, gelu, narrow = self.ffn
         x, normed = norm(attended, gate_sa, told, 1 + scale_ff, shift_ff, True, takes_fp8(wide))
+        del attended, told  # as much memory as the widest layer needs
         hidden = _multiply(wide, normed, self.dtype)
         out = _multiply(narrow, _rows(narrow, hidden, isinstance(gelu, nn.GELU)), self.dtype)
         return operators.add_gated(x, out, gate_ff, still)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from wan.dit import WanDiT
-from wan.fp8 import dequantize
+from wan.fp8 import E4M3, dequantize
 from wan.fusion import operators
 
 # Relative: sums in another order move some values over a rounding edge, by 0.004 of themselves in bfloat16, 0.06 in FP8.
@@ -48,9 +48,11 @@ def _ends(x: Tensor) -> Tensor:
     return torch.cat([x[:, :COMPARED_TOKENS], x[:, -COMPARED_TOKENS:]], dim=1)
 
 
-def _wide(values: Tensor, scales: Tensor) -> Tensor:
-    """What FP8 values [1, S, C] with scales [S, 1], or others without any, stand for."""
-    return dequantize(values, scales[None]) if scales.numel() else values.float()
+def _wide_ends(values: Tensor, scales: Tensor) -> Tensor:
+    """`_ends` of FP8 values [1, S, C] with scales [S, 1], as what they stand for, or of others without any."""
+    if not scales.numel():
+        return _ends(values)
+    return dequantize(_ends(values.view(torch.uint8)).view(E4M3), _ends(scales[None]))
 
 
 def _norms(dit: WanDiT, tokens: int, noise: Noise, kinds: tuple[bool, ...]) -> Iterator[Pair]:
@@ -65,7 +67,7 @@ def _norms(dit: WanDiT, tokens: int, noise: Noise, kinds: tuple[bool, ...]) -> I
             stream, values, scales = operators.add_norm(x, y, gate, y, *rest)
             plain = operators.plain_add_norm(first, added, gate, added, *rest)
             yield "residual before a norm", False, _ends(stream), plain[0]
-            yield "norm", fp8, _ends(_wide(values, scales)), _wide(*plain[1:])
+            yield "norm", fp8, _wide_ends(values, scales), _wide_ends(*plain[1:])
 
 
 def _rotations(dit: WanDiT, tokens: int, noise: Noise) -> Iterator[Pair]:
@@ -84,4 +86,4 @@ def _roundings(dit: WanDiT, tokens: int, noise: Noise) -> Iterator[Pair]:
         x = noise(1, tokens, width, dtype=dit.dtype)
         values, scales = operators.quantize(x[0], gelu)
         plain = operators.plain_quantize(_ends(x)[0], gelu)
-        yield name, True, _ends(_wide(values[None], scales)), _wide(plain[0][None], plain[1])
+        yield name, True, _wide_ends(values[None], scales), _wide_ends(plain[0][None], plain[1])
