@@ -41,15 +41,11 @@ def norm(added: int, store: bool, quantize: bool) -> tuple[str, dict, dict]:
 GATED = {"ADDED": 1, "STORE": True, "NORM": False, "QUANTIZE": False, **FP8}
 CASES = {
     "modulated norm to FP8": (*norm(0, False, True), DIM),
-    "gate, residual and norm to FP8": (*norm(1, False, True), DIM),
     "both residuals and norm to FP8": (*norm(2, True, True), DIM),
     "both residuals and norm to bfloat16, 1.3B": (*norm(2, True, False), 1536),
     "gate and residual": ("_add_norm", {"x_ptr": SINGLE, "y_ptr": HALF, "gate_ptr": SINGLE, "stream_ptr": SINGLE}, GATED, DIM),
     "norm and rotation": ("_rms_rotate", {"x_ptr": HALF, "weight_ptr": HALF, "rotary_ptr": SINGLE, "out_ptr": HALF},
                           {"HEAD_DIM": HEAD_DIM, "ROTATE": True}, DIM),
-    "norm of queries": ("_rms_rotate", {"x_ptr": HALF, "weight_ptr": HALF, "out_ptr": HALF},
-                        {"HEAD_DIM": HEAD_DIM, "ROTATE": False}, DIM),
-    "rounding to FP8": ("_quantize", {"x_ptr": HALF, "out_ptr": E4M3, "scale_ptr": SINGLE}, {"GELU": False, **FP8}, DIM),
     "GELU to FP8": ("_quantize", {"x_ptr": HALF, "out_ptr": E4M3, "scale_ptr": SINGLE}, {"GELU": True, **FP8}, FFN),
 }  # fmt: skip
 
