@@ -13,7 +13,7 @@ from wan import compile
 from wan.checkpoint import Checkpoint
 from wan.denoise import Denoiser
 from wan.optimize import Options
-from wan.pipeline import load_denoiser
+from wan.pipeline import at_size, load_denoiser
 
 
 def in_torch(artifacts: Artifacts) -> bool:
@@ -62,8 +62,8 @@ def open_denoiser(artifacts: Artifacts, settings: StageSettings) -> Denoiser:
     """The experts as the settings say; compiled code is kept."""
     device = device_of(artifacts, settings)
     kept = settings.compile_dir or compile.KEPT
-    tokens = artifacts.card.geometry.tokens(*settings.warm_sizes[0]) if settings.warm_sizes else None
-    options = Options(settings.linear, settings.attention, settings.compile, tokens, kept, settings.fuse)
+    options = Options(settings.linear, settings.attention, settings.compile, keep=kept, fuse=settings.fuse)
+    options = at_size(options, artifacts.card, next(iter(settings.warm_sizes), None))
     if options.compiles(device):
         compile.keep_in(kept)
     checkpoint = Checkpoint.open(artifacts["checkpoint"])

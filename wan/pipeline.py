@@ -70,6 +70,13 @@ def denoiser(checkpoint: Checkpoint, geometry: Geometry, dits: Sequence[WanDiT])
     return Denoiser(tuple(experts), geometry, checkpoint.grid, checkpoint.variant.levels)
 
 
+def at_size(options: Options, card: ModelCard, size: tuple[int, int, int] | None = None) -> Options:
+    """`options` measured at (width, height, frames), by default the card's, unless they say at how many tokens."""
+    usual = card.defaults
+    tokens = card.geometry.tokens(*(size or (usual.width, usual.height, usual.num_frames)))
+    return replace(options, tokens=options.tokens or tokens)
+
+
 def load_denoiser(
     checkpoint: Checkpoint,
     geometry: Geometry,
@@ -77,10 +84,8 @@ def load_denoiser(
     dtype: torch.dtype | None = None,
     options: Options | None = None,
 ) -> Denoiser:
-    """Every expert of a checkpoint, FP8 packages included, computing as `options` say, by default at its default size."""
-    dtype, options, usual = dtype or default_dtype(device), options or Options(), checkpoint.card.defaults
-    tokens = options.tokens or geometry.tokens(usual.width, usual.height, usual.num_frames)
-    options = replace(options, tokens=tokens)
+    """Every expert of a checkpoint, FP8 packages included, computing as `options` say."""
+    dtype, options = dtype or default_dtype(device), options or Options()
     dits = [optimized(checkpoint.load_dit(device, dtype, i), options) for i in range(len(checkpoint.dit_folders))]
     return denoiser(checkpoint, geometry, dits)
 
@@ -106,7 +111,7 @@ class Pipeline:
         in float32, as in the reference.
         """
         checkpoint, device = Checkpoint.open(path), torch.device(device or "cpu")
-        package = Checkpoint.open(dit) if dit else checkpoint
+        package, options = Checkpoint.open(dit) if dit else checkpoint, at_size(options or Options(), checkpoint.card)
         return cls(
             tokenizer=Tokenizer(checkpoint.tokenizer_directory),
             text_encoder=checkpoint.load_text_encoder(device, dtype or default_dtype(device)),

@@ -19,7 +19,7 @@ from wan.config import DiTConfig, VAEConfig
 from wan.denoise import Conditioning, Denoiser, Expert
 from wan.dit import WanDiT
 from wan.optimize import Options, cast, optimized
-from wan.pipeline import Pipeline, load_denoiser
+from wan.pipeline import Pipeline, at_size, load_denoiser
 from wan.vae import WanVAE
 from wan.vae_cpu import accelerate
 
@@ -65,6 +65,7 @@ def _our_denoiser(case: Case) -> Denoiser:
     dtype, options = getattr(torch, case.dtype), Options(**case.loading)
     if case.checkpoint:
         checkpoint = Checkpoint.open(case.checkpoint)
+        options = at_size(options, checkpoint.card)
         return load_denoiser(checkpoint, checkpoint.card.geometry, torch.device(case.device), dtype, options)
     with torch.device(case.device):
         dit = WanDiT(DiTConfig(**case.architecture)).eval()
