@@ -151,7 +151,7 @@ class Crew:
                 rank.loaded()
             place = meeting_place(self._share.degrees.ranks)
             for rank in self._ranks:
-                rank.pipe.send_bytes(pickle.dumps(place.port))
+                rank.pipe.send_bytes(pickle.dumps((place.port, self._dits[0].engine["attention"])))
             team = Team(self._share, place, self._dits, self._limit)
         except BaseException:  # those that came up would wait for what was said already
             self._kill()

@@ -27,6 +27,7 @@ from stages.run_directory import RunDirectory, sweep
 from stages.runtimes import device_of
 from stages.settings import StageSettings
 from stages.step_hook import Intervals, StepHook
+from wan.attention import BACKENDS
 from wan.denoise import Conditioning
 from wan.pipeline import describe
 
@@ -62,11 +63,8 @@ class DenoiseStage:
             AdapterStore(settings.lora_dir, settings.storage_endpoint_url), unfolded(self._card.weights),
             len(self._denoiser.experts), settings.lora_cache_bytes,
         )  # fmt: skip
-        # On a GPU the weights also depend on precision and LoRAs. Only the same arithmetic gives the same bits; that a
-        # checkpoint goes on with another number of ranks is worth a difference in the last ones.
-        weights = artifacts.manifest.get("model") or artifacts.manifest["source"]["sha256"]
-        engine = {name: value for name, value in self._denoiser.engine.items() if name != "parallel"}
-        self._model = json.dumps({"weights": weights} | engine, sort_keys=True)
+        self._model = model_fingerprint(artifacts.manifest, self._denoiser.engine)
+        self._metrics.attention(self._denoiser.attention_ms, self._denoiser.engine["attention"])
         self._preview = PreviewProjection.of(artifacts)
         self._intervals = Intervals(settings.checkpoint_seconds, settings.preview_seconds)
         self._warm_up()
@@ -166,6 +164,19 @@ class DenoiseStage:
         if None in resolved.values() or not math.isfinite(tokenized_at):
             raise InvalidRequest("REQUEST", text, what)
         return generation, tokenized_at, media
+
+
+def model_fingerprint(manifest: dict, engine: dict) -> str:
+    """What a checkpoint of a run may only be continued by.
+
+    On a GPU the weights also depend on precision and LoRAs. Only the same arithmetic gives the same bits; that a checkpoint
+    goes on with another number of ranks, or on a machine whose lossless attention is another, is worth a difference in the
+    last ones.
+    """
+    known = {name: value for name, value in engine.items() if name not in ("parallel", "text_attention")}
+    if BACKENDS[engine["attention"]].lossless:
+        known["attention"] = "lossless"
+    return json.dumps({"weights": manifest.get("model") or manifest["source"]["sha256"]} | known, sort_keys=True)
 
 
 def _encoding_seconds(request, tokenized_at: float) -> float | None:

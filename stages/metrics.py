@@ -6,6 +6,8 @@ process, so they come once a step, not more often. The worker measures stages an
 begin with `wan_triton_`, so that a query never adds up both.
 """
 
+from collections.abc import Mapping
+
 # Seconds; a 14B video takes minutes, a tiny one fractions of a second.
 STAGE_BUCKETS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600]
 STEP_BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 3600]
@@ -41,6 +43,7 @@ class DenoiseMetrics(StageMetrics):
 
     def __init__(self, pb_utils, slot: str):
         super().__init__(pb_utils, "denoise", slot)
+        self._backends: list = []
         self._step_seconds = self._metric(
             "wan_triton_denoise_step_seconds", "Time of one computed step", "HISTOGRAM", STEP_BUCKETS
         )
@@ -51,6 +54,16 @@ class DenoiseMetrics(StageMetrics):
         self._in_flight = self._metric("wan_denoise_inflight", "Requests in the denoise loop", "GAUGE")
         self._heartbeat = self._metric("wan_denoise_heartbeat_timestamp_seconds", "Unix time of the last step", "GAUGE")
         self._counted_seconds = 0.0
+
+    def attention(self, milliseconds: Mapping[str, float], chosen: str) -> None:
+        """What was measured at the start of the backends of attention, and which of them serves."""
+        for backend, value in milliseconds.items():
+            labels = {"backend": backend, "chosen": str(backend == chosen).lower()}
+            gauge = self._metric(
+                "wan_triton_attention_milliseconds", "Attention of one sequence at the start", "GAUGE", **labels
+            )
+            gauge.set(value)
+            self._backends.append(gauge)
 
     def started(self, now: float) -> None:
         self._in_flight.set(1)

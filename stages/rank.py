@@ -11,6 +11,7 @@ from stages.crew import Orders, ignore_signals
 from stages.device import leave_room, on_device
 from stages.orphan import end_with_server
 from stages.runtimes import device_of, open_denoiser
+from wan import attention
 from wan.parallel.team import Team, follow
 
 
@@ -28,8 +29,10 @@ def main() -> None:
             leave_room(orders.artifacts.manifest, "denoise", device)
             denoiser = open_denoiser(orders.artifacts, orders.settings)
             pipe.send_bytes(b"loaded")
-            port = pickle.loads(pipe.recv_bytes())
+            port, backend = pickle.loads(pipe.recv_bytes())
             dits = [expert.dit for expert in denoiser.experts]
+            for dit in dits:  # as rank 0: each has measured for itself
+                attention.use(dit, attention.choose(backend, device, dit.config.num_heads, dit.config.head_dim))
             follow(Team(orders.share, port, dits, orders.settings.rank_seconds), pipe)
     except (EOFError, BrokenPipeError):  # rank 0 ended meanwhile
         return

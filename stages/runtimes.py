@@ -13,7 +13,7 @@ from wan import compile
 from wan.checkpoint import Checkpoint
 from wan.denoise import Denoiser
 from wan.optimize import Options
-from wan.pipeline import load_denoiser
+from wan.pipeline import at_size, load_denoiser
 
 
 def in_torch(artifacts: Artifacts) -> bool:
@@ -61,9 +61,11 @@ def open_text_encoder(artifacts: Artifacts, settings: StageSettings) -> TextRunt
 def open_denoiser(artifacts: Artifacts, settings: StageSettings) -> Denoiser:
     """The experts as the settings say; compiled code is kept."""
     device = device_of(artifacts, settings)
-    options = Options(linear=settings.linear, attention=settings.attention, compile=settings.compile)
+    kept = settings.compile_dir or compile.KEPT
+    options = Options(settings.linear, settings.attention, settings.compile, keep=kept, fuse=settings.fuse)
+    options = at_size(options, artifacts.card, next(iter(settings.warm_sizes), None))
     if options.compiles(device):
-        compile.keep_in(settings.compile_dir or compile.KEPT)
+        compile.keep_in(kept)
     checkpoint = Checkpoint.open(artifacts["checkpoint"])
     return load_denoiser(checkpoint, artifacts.card.geometry, device, options=options)
 

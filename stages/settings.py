@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from contract import traces
-from wan.attention import BACKENDS
+from wan.attention import BACKENDS, CHOICES
 from wan.optimize import LINEAR
 
 SIZE = re.compile(r"(\d+)x(\d+)x(\d+)")
@@ -45,15 +45,19 @@ class StageSettings(BaseSettings):
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where denoise runs")
     # The names are listed where they act, which a checker of types cannot follow.
     linear: Literal[LINEAR] = Field(  # type: ignore[valid-type]
-        "auto", description="linear layers of the DiT; fp8 loses quality"
+        "auto", description="linear layers of the DiT; fp8 loses quality, fp8-fast, with sums of 14 bits, a little more"
     )
-    attention: Literal[("auto", *BACKENDS)] = Field(  # type: ignore[valid-type]
+    attention: Literal[(*CHOICES, *BACKENDS)] = Field(  # type: ignore[valid-type]
         "auto",
-        description="attention of the DiT; sage, int8 and int8-fp8 lose quality; flash3 and sage need packages of others",
+        description="attention of the DiT; auto is the fastest lossless one, measured at the start, auto-8bit may choose one that loses quality, as sage, flash3-fp8, int8 and int8-fp8 do; flash3 and sage need packages of others",
     )
     compile: bool | None = Field(None, description="fuse the elementwise work of the DiT; without it: on a GPU")
+    fuse: bool | None = Field(
+        None, description="kernels of our own between the DiT's products; without it: on a GPU where they are right"
+    )
     compile_dir: Path | None = Field(
-        None, description="keeps compiled code, so that a restart finds it; without it: ~/.cache/wan/compiled"
+        None,
+        description="keeps compiled code and the choice of attention, so that a restart finds them; without it: ~/.cache/wan/compiled",
     )
     warm_sizes: Annotated[tuple[tuple[int, int, int], ...], NoDecode] = Field(
         (),

@@ -8,7 +8,7 @@ are for self-attention alone: `use` gives cross-attention, where few keys carry 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -51,6 +51,21 @@ def flash3(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
 
     out = flash_attn_func(q, k, v)
     return (out[0] if isinstance(out, tuple) else out).flatten(2)
+
+
+def _fp8_per_head(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, S, H, D] to E4M3 and float32 scales [B, H]."""
+    scale = x.abs().amax(dim=(1, 3)).float().clamp(min=1e-8) / int8_attention.FP8_MAX
+    return (x.float() / scale[:, None, :, None]).to(torch.float8_e4m3fn), scale
+
+
+def flash3_fp8(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """FlashAttention-3 with everything in FP8, a scale per head; the mean key is taken off as in `wan.int8_attention`."""
+    from flash_attn_interface import flash_attn_func
+
+    (q8, q_scale), (k8, k_scale), (v8, v_scale) = map(_fp8_per_head, (q, k - k.mean(dim=1, keepdim=True), v))
+    out = flash_attn_func(q8, k8, v8, q_descale=q_scale, k_descale=k_scale, v_descale=v_scale)
+    return (out[0] if isinstance(out, tuple) else out).flatten(2).to(q.dtype)
 
 
 def sage(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -115,12 +130,16 @@ BACKENDS = {
         Backend("onednn", onednn.attention, True, onednn.missing),
         Backend("cudnn", cudnn, True, _cudnn_missing),
         Backend("flash3", flash3, True, lambda device: _needs(device, (9, 0), "flash_attn_interface")),
+        Backend("flash3-fp8", flash3_fp8, False, lambda device: _needs(device, (9, 0), "flash_attn_interface")),
         Backend("sage", sage, False, lambda device: _needs(device, (8, 0), "sageattention")),
         Backend("int8", int8, False, lambda device: _int8_missing(device, (8, 0))),
         Backend("int8-fp8", int8_fp8, False, lambda device: _int8_missing(device, (8, 9))),
     )
 }
-PREFERRED = ("flash3", "cudnn", "onednn", "sdpa")  # lossless, fastest first
+PREFERRED = ("flash3", "cudnn", "onednn", "sdpa")  # lossless, as a rule the fastest first
+EIGHT_BIT = ("sage", "flash3-fp8", "int8-fp8", "int8")  # likewise
+# What a machine may choose from by itself. Who says "auto-8bit" may lose quality, but only to what is faster for it.
+CHOICES = {"auto": PREFERRED, "auto-8bit": PREFERRED + EIGHT_BIT}
 
 
 @lru_cache
@@ -146,30 +165,34 @@ def unusable(backend: Backend, device: torch.device, heads: int = 12, head_dim: 
     return backend.missing(device) or wrong(backend, device, heads, head_dim)
 
 
-def _fastest(device: torch.device, heads: int, head_dim: int) -> Backend:
-    for backend in (BACKENDS[name] for name in PREFERRED):
+def usable(names: Iterable[str], device: torch.device, heads: int, head_dim: int) -> list[Backend]:
+    """Those of `names` that are there and right; what is there and wrong is logged."""
+    found = []
+    for backend in (BACKENDS[name] for name in names):
         if backend.missing(device):
             continue
         if reason := wrong(backend, device, heads, head_dim):
             logger.warning("attention %s is installed but %s", backend.name, reason)
-            continue
-        return backend
-    raise InvalidRequest("attention", "auto", "one whose results are right; this machine has none")
+        else:
+            found.append(backend)
+    return found
 
 
 def choose(name: str, device: torch.device, heads: int = 12, head_dim: int = 128) -> Backend:
-    """The backend `name`, or the fastest lossless one of this machine for "auto", compared with exact attention.
+    """The backend `name`, or the first of a choice, compared with exact attention; `wan.fastest` measures before it chooses.
 
     Raises InvalidRequest with the reason if the machine does not have it, or computes it wrongly.
     """
-    if name == "auto":
-        return _fastest(device, heads, head_dim)
+    if name in CHOICES:
+        if found := usable(CHOICES[name], device, heads, head_dim):
+            return found[0]
+        raise InvalidRequest("attention", name, "one whose results are right; this machine has none")
     if name not in BACKENDS:
-        raise InvalidRequest("attention", name, ", ".join(("auto", *BACKENDS)))
+        raise InvalidRequest("attention", name, ", ".join((*CHOICES, *BACKENDS)))
     reason = unusable(BACKENDS[name], device, heads, head_dim)
     if reason:
-        usable = ", ".join(n for n, b in BACKENDS.items() if unusable(b, device, heads, head_dim) is None)
-        raise InvalidRequest("attention", name, f"{usable} on this machine ({name} {reason})")
+        right = ", ".join(n for n, b in BACKENDS.items() if unusable(b, device, heads, head_dim) is None)
+        raise InvalidRequest("attention", name, f"{right} on this machine ({name} {reason})")
     return BACKENDS[name]
 
 

@@ -22,7 +22,7 @@ from contract.cost import CostModel, Plans
 from contract.geometry import Geometry
 from contract.parallel import Degrees
 from contract.parameters import LOSSLESS
-from wan.attention import BACKENDS
+from wan.attention import BACKENDS, CHOICES
 from wan.optimize import LINEAR, Options
 from wan.pipeline import Media, Pipeline
 
@@ -252,7 +252,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--dit", type=Path, help="a checkpoint whose DiT is taken instead, such as an FP8 package")
     parser.add_argument("--linear", choices=LINEAR, default="auto")
-    parser.add_argument("--attention", choices=("auto", *BACKENDS), default="auto")
+    parser.add_argument("--attention", choices=(*CHOICES, *BACKENDS), default="auto")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add_options(parser)

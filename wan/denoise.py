@@ -80,6 +80,7 @@ class DenoiseInfo:
     plan: Plan
     engine: dict
     resumed_from: int | None = None
+    attention_ms: dict = field(default_factory=dict)
     steps_computed: int = 0
     steps_skipped: int = 0
     forwards: int = 0
@@ -117,6 +118,11 @@ class Denoiser:
     def engine(self) -> dict:
         """How the DiT computes, for INFO."""
         return dict(self.experts[0].dit.engine)
+
+    @property
+    def attention_ms(self) -> dict[str, float]:
+        """Milliseconds of the backends that attention was chosen from by measurement, for INFO."""
+        return dict(self.experts[0].dit.attention_ms)
 
     @property
     def pictures(self) -> int:
@@ -197,7 +203,7 @@ class Denoiser:
             latents = self._noised(request, conditioning.start, latents, schedule.sigmas[0])
         state, start = self._start(request, schedule, latents, resume, plan)
         sampler = samplers.solver(request.sampler, request.seed)
-        info = DenoiseInfo(plan, self.engine, start if resume else None)
+        info = DenoiseInfo(plan, self.engine, start if resume else None, self.attention_ms)
         evaluator: Evaluator | None = None
 
         with ExitStack() as active:

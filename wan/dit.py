@@ -299,6 +299,7 @@ class WanDiT(nn.Module):
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
         self.head = Head(config)
         self.engine: dict = {}  # how it computes, for INFO; set by wan.optimize
+        self.attention_ms: dict[str, float] = {}  # of the backends that its attention was chosen from, likewise
         self.fold_text = True  # see _fold_padding
 
     @property

@@ -22,6 +22,7 @@ MULTIPLE = 16
 NATIVE_CAPABILITY = (8, 9)
 # Of the hardware's products against float32 ones of the same operands, relative: rounding to bfloat16 makes 0.002.
 LARGEST_ERROR = 0.01
+LARGEST_FAST_ERROR = 0.03  # with 14 bits
 CHECKED_ROWS = 257
 SCALE_SUFFIX = "weight_scale"
 
@@ -43,11 +44,13 @@ def is_native(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= NATIVE_CAPABILITY
 
 
-def scaled_mm(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+def scaled_mm(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, fast: bool = False
+) -> Tensor:
     """(x * x_scale) (weight * weight_scale)ᵀ + bias on an FP8-capable GPU, bfloat16 [M, N].
 
-    x E4M3 [M, K], weight E4M3 [N, K] contiguous, scales float32 [M, 1] and [N, 1]. Accumulates in float32: the faster
-    accumulation in the tensor core keeps 14 bits only.
+    x E4M3 [M, K], weight E4M3 [N, K] contiguous, scales float32 [M, 1] and [N, 1]. Accumulates in float32, or `fast` in
+    the tensor core, which keeps 14 bits only.
     """
     bias = None if bias is None else bias.to(torch.bfloat16)
     return torch._scaled_mm(
@@ -57,7 +60,7 @@ def scaled_mm(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, 
         scale_b=weight_scale.t(),
         bias=bias,
         out_dtype=torch.bfloat16,
-        use_fast_accum=False,
+        use_fast_accum=fast,
     )
 
 
@@ -70,7 +73,7 @@ class Fp8Linear(nn.Module):
             raise CheckpointError(
                 f"an FP8 layer is {in_features} x {out_features}; both must be multiples of {MULTIPLE}"
             )
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features, self.out_features, self.fast = in_features, out_features, False
         self.weight = nn.Parameter(
             torch.empty(out_features, in_features, dtype=E4M3, device=device), requires_grad=False
         )
@@ -95,7 +98,7 @@ class Fp8Linear(nn.Module):
     def multiply(self, values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         """Quantised rows [N, in] to [N, out] in `dtype`."""
         if is_native(values.device):
-            return scaled_mm(values, scale, self.weight, self.weight_scale, self.bias).to(dtype)
+            return scaled_mm(values, scale, self.weight, self.weight_scale, self.bias, self.fast).to(dtype)
         return self.multiply_exactly(values, scale, dtype)
 
     def multiply_exactly(self, values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -138,14 +141,19 @@ class JoinedLinears(nn.Module):
         return self.joined(x).split(self.sizes, dim=-1)
 
 
-def use(dit: Any) -> bool:
+def use(dit: Any, fast: bool = False) -> bool:
     """Let the FP8 layers of `dit` that share an input share its quantisation; returns whether there are any.
 
-    Raises InvalidRequest if the hardware's products are not those of the operands.
+    `fast` accumulates with 14 bits. Raises InvalidRequest if the machine does not have that, or if its products are not
+    those of the operands.
     """
     layers = [layer for layer in dit.modules() if isinstance(layer, Fp8Linear)]
     if not layers:
         return False
+    if fast and not is_native(dit.device):
+        raise InvalidRequest("linear", "fp8-fast", "fp8 on this machine, which does not multiply FP8 in hardware")
+    for layer in layers:
+        layer.fast = fast
     for layer in {(layer.in_features, layer.out_features): layer for layer in layers}.values():
         check(layer)
     for block in dit.blocks:
@@ -153,6 +161,8 @@ def use(dit: Any) -> bool:
         three = [block.self_attn.q, block.self_attn.k, block.self_attn.v]
         joinable = all(isinstance(layer, Fp8Linear) for layer in three)
         block.self_attn.project = JoinedLinears(three) if joinable else apply_each
+        if joinable:
+            block.self_attn.project.joined.fast = fast
     return True
 
 
@@ -163,11 +173,10 @@ def check(layer: Fp8Linear) -> None:
     values, scale = layer.quantize(noise.to(layer.weight.device))
     expected = layer.multiply_exactly(values, scale, torch.float32)
     error = ((layer.multiply(values, scale, torch.float32) - expected).norm() / expected.norm()).item()
-    if not error <= LARGEST_ERROR:
+    bound = LARGEST_FAST_ERROR if layer.fast else LARGEST_ERROR
+    if not error <= bound:
         shape = f"{layer.in_features} x {layer.out_features}"
-        reason = (
-            f"this machine multiplies a layer of {shape} with a relative error of {error:.2g}, not {LARGEST_ERROR:g}"
-        )
+        reason = f"this machine multiplies a layer of {shape} with a relative error of {error:.2g}, not {bound:g}"
         raise InvalidRequest("linear", "fp8", f"auto ({reason})")
 
 

@@ -4,31 +4,41 @@ The model file knows nothing of this. `optimize` changes a loaded model in place
 defaults nothing is lost; FP8 and 8-bit attention are approximations that have to be asked for by name.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from wan import attention, compile, fp8, onednn
+from wan import attention, compile, fastest, fp8, onednn
 from wan.checkpoint import FLOAT32_PARTS
 from wan.dit import WanDiT
 from wan.errors import InvalidRequest
+from wan.fusion import blocks
 
-LINEAR = ("auto", "dense", "onednn", "fp8")
+logger = logging.getLogger(__name__)
+USUAL_TOKENS = 4096  # where nobody says how many
+LINEAR = ("auto", "dense", "onednn", "fp8", "fp8-fast")
 
 
 @dataclass(frozen=True)
 class Options:
     """Choices at loading time.
 
-    `linear`: dense (PyTorch), onednn (a CPU's), fp8 (lossy); auto is the fastest lossless one. `attention`: a name of
-    `wan.attention.BACKENDS` or auto. `compile`: fuse the elementwise work of the blocks; None does where it pays, on a GPU.
+    `linear`: dense (PyTorch), onednn (a CPU's), fp8 (lossy), fp8-fast (sums of 14 bits); auto is the fastest lossless one. `attention`: a name of
+    `wan.attention.BACKENDS`, auto (the fastest lossless one) or auto-8bit (the fastest one); `tokens` is the length of the
+    sequence that it is measured on, `keep` the directory where the choice is kept. `compile`: fuse the elementwise work of
+    the blocks; None does where it pays, on a GPU. `fuse`: by kernels of our own; None does where they run and are right.
     """
 
     linear: str = "auto"
     attention: str = "auto"
     compile: bool | None = None
+    tokens: int | None = None
+    keep: Path | None = None
+    fuse: bool | None = None
 
     def __post_init__(self):
         if self.linear not in LINEAR:
@@ -102,12 +112,15 @@ def optimize(dit: WanDiT, options: Options = Options()) -> dict:
 
     Raises InvalidRequest if this machine does not have what was asked for, or computes it wrongly.
     """
-    backend = attention.choose(options.attention, dit.device, dit.config.num_heads, dit.config.head_dim)
+    heads = dit.config.num_heads, dit.config.head_dim
+    backend, dit.attention_ms = fastest.choose(options.attention, dit.device, *heads, options.tokens, options.keep)
     linear = options.linear
     if linear == "auto":
         linear = "dense" if onednn.missing(dit.device) else "onednn"
     if linear == "onednn" and (reason := onednn.missing(dit.device)):
         raise InvalidRequest("linear", linear, f"auto, dense or fp8 on this machine (onednn {reason})")
+    if fast := linear == "fp8-fast":
+        linear = "fp8"
     if linear == "fp8":
         fp8.swap_linears(dit, block_linears(dit))
     if linear != "dense" and not onednn.missing(dit.device):
@@ -115,14 +128,31 @@ def optimize(dit: WanDiT, options: Options = Options()) -> dict:
     elif dit.device.type == "cuda":
         fuse_gelu(dit)
     for_text = attention.use(dit, backend)
-    if fp8.use(dit):
-        linear = "fp8"  # also where the checkpoint came with such layers
+    if fp8.use(dit, fast):
+        linear = "fp8-fast" if fast else "fp8"  # also where the checkpoint came with such layers
+    fused = _fuse(dit, options)
     if compiled := options.compiles(dit.device):
         compile.compile_blocks(dit)
     dtype = str(dit.dtype).removeprefix("torch.")
     names = {"linear": linear, "attention": backend.name, "text_attention": for_text.name}
-    dit.engine = names | {"compiled": compiled, "dtype": dtype}
+    dit.engine = names | {"compiled": compiled, "dtype": dtype} | fused
     return dit.engine
+
+
+def _fuse(dit: WanDiT, options: Options) -> dict:
+    """Exchange the blocks if the kernels are there and right; what INFO says of it, nothing where nobody expects them."""
+    if reason := blocks.missing(dit.device):
+        if options.fuse:
+            raise InvalidRequest("fuse", True, f"false on this machine ({reason})")
+        return {}
+    if options.fuse is False:
+        return {"fused": False}
+    if reason := blocks.use(dit, options.tokens or USUAL_TOKENS):
+        if options.fuse:
+            raise InvalidRequest("fuse", True, f"false on this machine ({reason})")
+        logger.warning("the blocks are not fused by our kernels: %s", reason)
+        return {"fused": False, "unfused_because": reason}
+    return {"fused": True}
 
 
 def optimized(dit: WanDiT, options: Options = Options()) -> WanDiT:

@@ -70,6 +70,13 @@ def denoiser(checkpoint: Checkpoint, geometry: Geometry, dits: Sequence[WanDiT])
     return Denoiser(tuple(experts), geometry, checkpoint.grid, checkpoint.variant.levels)
 
 
+def at_size(options: Options, card: ModelCard, size: tuple[int, int, int] | None = None) -> Options:
+    """`options` measured at (width, height, frames), by default the card's, unless they say at how many tokens."""
+    usual = card.defaults
+    tokens = card.geometry.tokens(*(size or (usual.width, usual.height, usual.num_frames)))
+    return replace(options, tokens=options.tokens or tokens)
+
+
 def load_denoiser(
     checkpoint: Checkpoint,
     geometry: Geometry,
@@ -104,7 +111,7 @@ class Pipeline:
         in float32, as in the reference.
         """
         checkpoint, device = Checkpoint.open(path), torch.device(device or "cpu")
-        package = Checkpoint.open(dit) if dit else checkpoint
+        package, options = Checkpoint.open(dit) if dit else checkpoint, at_size(options or Options(), checkpoint.card)
         return cls(
             tokenizer=Tokenizer(checkpoint.tokenizer_directory),
             text_encoder=checkpoint.load_text_encoder(device, dtype or default_dtype(device)),
@@ -205,6 +212,8 @@ def describe(card: ModelCard, request: GenerationRequest, done: DenoiseInfo, sec
     }
     if done.plan[-1].expert:
         counts["first_expert_steps"] = sum(step.expert == 0 for step in done.plan)
+    if done.attention_ms:
+        counts["attention_ms"] = done.attention_ms
     if warnings := card.warnings(request):
         counts["warnings"] = warnings
     return parameters | counts | {"engine": done.engine, "fps": card.defaults.fps, "seconds": seconds}

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from loadtest.bench.cases import Case
 from loadtest.bench.compare import Process, times
-from wan.attention import BACKENDS, choose, unusable
+from wan.attention import BACKENDS, EIGHT_BIT, choose, unusable
 from wan.compile import missing as compiler_missing
+from wan.fp8 import is_native
+from wan.fusion.blocks import missing as blocks_missing
 from wan.onednn import missing as onednn_missing
 
 
@@ -23,7 +25,10 @@ def steps(device, caches: dict[str, float]) -> list[Step]:
     """The rows that this machine can run; `caches` names a threshold for each calibrated step cache."""
     rows = [
         Step(
-            "plain PyTorch, work once per request", True, {"linear": "dense", "attention": "sdpa", "compile": False}, {}
+            "plain PyTorch, work once per request",
+            True,
+            {"linear": "dense", "attention": "sdpa", "compile": False, "fuse": False},
+            {},
         )
     ]
     if onednn_missing(device) is None:
@@ -33,9 +38,13 @@ def steps(device, caches: dict[str, float]) -> list[Step]:
         rows.append(Step(f"{best} attention", True, {"attention": best}, {}))
     if device.type == "cuda" and compiler_missing(device) is None:
         rows.append(Step("compiled blocks", True, {"compile": True}, {}))
+    if blocks_missing(device) is None:
+        rows.append(Step("our kernels between products", True, {"fuse": True}, {}))
     if device.type == "cuda":
         rows.append(Step("FP8 linear layers", False, {"linear": "fp8"}, {}))
-        eight_bit = next((n for n in ("sage", "int8-fp8", "int8") if unusable(BACKENDS[n], device) is None), None)
+        if is_native(device):
+            rows.append(Step("sums of 14 bits", False, {"linear": "fp8-fast"}, {}))
+        eight_bit = next((n for n in EIGHT_BIT if unusable(BACKENDS[n], device) is None), None)
         rows += [Step(f"{eight_bit} attention", False, {"attention": eight_bit}, {})] if eight_bit else []
     rows += [
         Step(f"{name} {threshold:g}", False, {}, {"cache": name, "cache_threshold": threshold})

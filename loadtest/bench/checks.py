@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from wan.attention import BACKENDS, LARGEST_ERROR, sdpa
+from wan.config import DiTConfig
+from wan.dit import WanDiT
 from wan.fp8 import LARGEST_ERROR as LARGEST_FP8_ERROR
-from wan.fp8 import Fp8Linear
-from wan.optimize import GeluLinear
+from wan.fp8 import Fp8Linear, swap_linears
+from wan.fusion import blocks, compare
+from wan.optimize import GeluLinear, block_linears, cast
 
 QUERIES = 2048  # of the rows of a real sequence: float32 attention of all of them would take minutes
 LARGEST_ROUNDING = 0.01
@@ -68,6 +71,13 @@ def _gelu(device: torch.device, rows: int, inputs: int, outputs: int) -> float:
     return _relative(GeluLinear(layer)(x), nn.functional.gelu(exact, approximate="tanh"))
 
 
+def _fused(device: torch.device, architecture: dict, tokens: int) -> float:
+    with torch.device(device):
+        dit = cast(WanDiT(DiTConfig(**architecture | {"num_layers": 1})), torch.bfloat16)
+    swap_linears(dit, block_linears(dit))
+    return max(error / bound for _, error, bound in compare.differences(dit, tokens, True))
+
+
 def checks(device: torch.device, architecture: dict, tokens: int) -> Iterator[Check]:
     """At the widths of a DiT and a number of tokens."""
     dim, ffn, heads = (architecture[name] for name in ("dim", "ffn_dim", "num_heads"))
@@ -78,6 +88,10 @@ def checks(device: torch.device, architecture: dict, tokens: int) -> Iterator[Ch
     for shape in ((dim, dim), (dim, ffn), (ffn, dim)):
         title = f"FP8 product {shape[0]} x {shape[1]}"
         yield Check(title, LARGEST_FP8_ERROR, partial(_fp8, device, min(tokens, QUERIES), *shape))
+    yield Check(
+        f"operators between products at {dim}, {tokens} tokens, share of what is allowed", 1.0,
+        partial(_fused, device, architecture, tokens), blocks.missing(device),
+    )  # fmt: skip
     yield Check(
         f"product and GELU {dim} x {ffn}", LARGEST_ROUNDING, partial(_gelu, device, min(tokens, QUERIES), dim, ffn)
     )

@@ -20,7 +20,8 @@ from loadtest.base.report import markdown
 from loadtest.bench.cases import ARCHITECTURES, GEOMETRY, Case, random_weights
 from loadtest.bench.checks import checks
 from loadtest.bench.compare import compare
-from wan.attention import BACKENDS, unusable
+from wan.attention import BACKENDS, EIGHT_BIT, unusable
+from wan.fp8 import is_native
 
 TIMED_STEPS = 2
 SMALL = {"dim": 256, "num_layers": 1, "num_heads": 2, "ffn_dim": 512}
@@ -59,8 +60,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 def levels(device: torch.device) -> dict[str, dict]:
     """Options at loading, from lossless to what loses most."""
     found: dict[str, dict] = {"lossless": {}, "FP8": {"linear": "fp8"}}
-    for name in ("sage", "int8-fp8", "int8"):
-        if not BACKENDS[name].lossless and unusable(BACKENDS[name], device) is None:
+    if is_native(device):
+        found["FP8, sums of 14 bits"] = {"linear": "fp8-fast"}
+    for name in EIGHT_BIT:
+        if unusable(BACKENDS[name], device) is None:
             found[f"FP8, {name} attention"] = {"linear": "fp8", "attention": name}
             break
     return found

@@ -3,22 +3,23 @@
 Random weights come from the official names in order, so both sides draw the same.
 """
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from contract.card import ModelCard
 from contract.parameters import LOSSLESS, GenerationRequest
-from loadtest.bench.cases import PROMPT_TOKENS, Case
+from loadtest.bench.cases import GEOMETRY, PROMPT_TOKENS, Case
 from wan import keys
 from wan.checkpoint import Checkpoint
 from wan.config import DiTConfig, VAEConfig
 from wan.denoise import Conditioning, Denoiser, Expert
 from wan.dit import WanDiT
 from wan.optimize import Options, cast, optimized
-from wan.pipeline import Pipeline, load_denoiser
+from wan.pipeline import Pipeline, at_size, load_denoiser
 from wan.vae import WanVAE
 from wan.vae_cpu import accelerate
 
@@ -64,10 +65,12 @@ def _our_denoiser(case: Case) -> Denoiser:
     dtype, options = getattr(torch, case.dtype), Options(**case.loading)
     if case.checkpoint:
         checkpoint = Checkpoint.open(case.checkpoint)
+        options = at_size(options, checkpoint.card)
         return load_denoiser(checkpoint, checkpoint.card.geometry, torch.device(case.device), dtype, options)
     with torch.device(case.device):
         dit = WanDiT(DiTConfig(**case.architecture)).eval()
     _fill(dit.named_parameters())
+    options = replace(options, tokens=math.prod(case.shape[1:]) // GEOMETRY.patch**2)
     return Denoiser((Expert(optimized(cast(dit, dtype), options)),), _card(case).geometry, "diffusers")
 
 

@@ -17,6 +17,7 @@ from stages.run_directory import CheckpointRefused
 from stages.settings import StageSettings
 from tests.stages.recording_metrics import RecordingBackend
 from tests.stages.requests import Request, text
+from wan import fastest
 from wan.checkpoint import Checkpoint
 from wan.denoise import Denoiser
 from wan.errors import InvalidRequest
@@ -26,10 +27,15 @@ from wan.errors import InvalidRequest
 def stage(repository, tmp_path):
     """Builds a stage over the exported repository with some settings."""
     place = {"model_repository": str(repository / "denoise"), "model_version": "1", "model_name": "denoise"}
-    common = {"run_dir": tmp_path, "denoise_threads": torch.get_num_threads(), "checkpoint_seconds": 1e-6}
+    common = {
+        "run_dir": tmp_path,
+        "compile_dir": tmp_path / "kept",
+        "denoise_threads": torch.get_num_threads(),
+        "checkpoint_seconds": 1e-6,
+    }
 
-    def build(**settings) -> DenoiseStage:
-        metrics = DenoiseMetrics(RecordingBackend(), "0")
+    def build(metrics: DenoiseMetrics | None = None, **settings) -> DenoiseStage:
+        metrics = metrics or DenoiseMetrics(RecordingBackend(), "0")
         return DenoiseStage(Artifacts.open(place), StageSettings(**common | settings), metrics)
 
     return build
@@ -75,6 +81,27 @@ def test_a_run_continues_only_with_the_same_arithmetic(stage, ask):
     assert ask(stage(), "job-1")["resumed_from"] == 2
     with pytest.raises(CheckpointRefused):
         ask(stage(attention="int8"), "job-1")
+
+
+def test_a_run_continues_with_another_lossless_attention(stage, ask):
+    """Machines choose it by measurement, so that a job may come to one that chose otherwise."""
+    assert ask(stage(attention="sdpa"), "job-1")["resumed_from"] is None
+    info = ask(stage(attention="onednn"), "job-1")
+    assert (info["resumed_from"], info["engine"]["attention"]) == (2, "onednn")
+
+
+def test_the_choice_of_attention_and_its_figures_are_in_the_info_and_in_a_metric(stage, ask, monkeypatch):
+    monkeypatch.setattr(fastest, "measure", lambda backends, *_: {b.name: 1.0 + (b.name != "sdpa") for b in backends})
+    monkeypatch.setattr(fastest, "_MEASURED", {})
+    backend = RecordingBackend()
+    info = ask(stage(metrics=DenoiseMetrics(backend, "0_0")))
+    assert info["engine"]["attention"] == "sdpa"
+    assert info["attention_ms"] == {"onednn": 2.0, "sdpa": 1.0}
+    measured = {
+        name: backend.of("wan_triton_attention_milliseconds", backend=name, chosen=chosen).value
+        for name, chosen in (("sdpa", "true"), ("onednn", "false"))
+    }
+    assert measured == {"sdpa": 1.0, "onednn": 2.0}
 
 
 def test_every_size_to_warm_runs_with_and_without_guidance(stage, monkeypatch):

@@ -22,8 +22,8 @@ def test_defaults_need_no_environment(monkeypatch):
         ("WAN_DENOISE_THREADS", "-1", "greater than or equal to 0"),
         ("WAN_DEVICE", "gpu", "match pattern"),
         ("WAN_MAX_VIDEO_BYTES", "1.5", "a valid integer"),
-        ("WAN_ATTENTION", "fast", "'auto', 'sdpa'"),
-        ("WAN_LINEAR", "fp4", "'auto', 'dense', 'onednn' or 'fp8'"),
+        ("WAN_ATTENTION", "fast", "'auto', 'auto-8bit'"),
+        ("WAN_LINEAR", "fp4", "'auto', 'dense', 'onednn', 'fp8' or 'fp8-fast'"),
         ("WAN_WARM_SIZES", "832x480", "WIDTHxHEIGHTxFRAMES"),
     ],
 )

@@ -1,4 +1,6 @@
 import copy
+import sys
+import types
 
 import pytest
 import torch
@@ -32,7 +34,7 @@ def test_every_lossless_backend_of_this_machine_computes_the_same(queries, keys,
         assert relative_error(attention.BACKENDS[name].function(q, k, v, bias), expected) < 2e-6, name
 
 
-LOSSY = [name for name, backend in attention.BACKENDS.items() if not backend.lossless]
+LOSSY = ("sage", "int8", "int8-fp8")  # the others are treated as these
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -83,6 +85,7 @@ def test_automatic_choice_is_lossless_and_a_gpu_takes_the_fastest_it_has(monkeyp
     monkeypatch.setattr(attention, "find_spec", lambda name: object())
     assert attention.choose("auto", gpu).name == "flash3"
     assert attention.choose("sage", gpu).name == "sage"
+    assert attention.choose("auto-8bit", gpu).lossless  # unless something faster has been measured
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert attention.choose("auto", gpu).name == "sdpa"
     with pytest.raises(InvalidRequest, match=r"int8-fp8 needs compute capability 8.9, this GPU has 8.0"):
@@ -122,7 +125,7 @@ def test_every_backend_of_this_machine_is_right(heads, dim):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("flash9", "attention is 'flash9'; allowed: auto, sdpa"),
+        ("flash9", "attention is 'flash9'; allowed: auto, auto-8bit, sdpa"),
         ("flash3", "flash3 needs a CUDA GPU"),
         ("sage", "needs a CUDA GPU"),
     ],
@@ -130,6 +133,20 @@ def test_every_backend_of_this_machine_is_right(heads, dim):
 def test_a_backend_that_is_not_there_is_refused_with_the_reason(name, message):
     with pytest.raises(InvalidRequest, match=message):
         attention.choose(name, CPU)
+
+
+def test_flash_attention_3_in_fp8_is_given_a_scale_for_each_head(monkeypatch):
+    """Its module is for Hopper alone: in its place float32 attention of what the FP8 values stand for."""
+
+    def flash_attn_func(q, k, v, *, q_descale, k_descale, v_descale):
+        assert {x.dtype for x in (q, k, v)} == {torch.float8_e4m3fn}
+        wide = [x.float() * s[:, None, :, None] for x, s in ((q, q_descale), (k, k_descale), (v, v_descale))]
+        return attention.sdpa(*wide).unflatten(2, q.shape[2:])
+
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", types.SimpleNamespace(flash_attn_func=flash_attn_func))
+    q, k, v = inputs(70, 90)
+    shared = 30 * torch.randn(1, 1, 3, 40)
+    assert 1e-3 < relative_error(attention.flash3_fp8(q, k + shared, v), attention.sdpa(q, k, v)) < 0.12
 
 
 def test_onednn_linear_equals_pytorch_with_and_without_gelu():

@@ -11,6 +11,7 @@ from wan.compile import CompiledBlocks, keep_in
 from wan.config import DiTConfig
 from wan.denoise import Conditioning, Denoiser, Expert
 from wan.dit import WanDiT
+from wan.fusion import blocks
 from wan.optimize import Options, optimize
 
 
@@ -49,9 +50,9 @@ def test_lengths_beyond_the_limit_run_uncompiled_and_the_engine_says_so_for_as_l
     assert dit.engine == {"compiled": True}
 
 
-@pytest.mark.parametrize("linear", ["dense", "fp8"])
+@pytest.mark.parametrize(("linear", "fused"), [("dense", False), ("fp8", True)])
 @torch.no_grad()
-def test_a_length_is_one_graph_for_each_number_of_branches_and_nothing_breaks_it(linear, monkeypatch):
+def test_a_length_is_one_graph_for_each_number_of_branches_and_nothing_breaks_it(linear, fused, monkeypatch):
     graphs = []
 
     def backend(graph, inputs):
@@ -63,8 +64,11 @@ def test_a_length_is_one_graph_for_each_number_of_branches_and_nothing_breaks_it
 
     monkeypatch.setattr(nn.Module, "compile", through_dynamo)
     torch._dynamo.reset()
+    if fused:
+        monkeypatch.setattr(blocks, "missing", lambda device: None)
     dit = WanDiT(DiTConfig(dim=96, num_layers=4, num_heads=2, ffn_dim=64, text_dim=32)).eval().requires_grad_(False)
-    optimize(dit, Options(linear=linear, attention="sdpa", compile=True))
+    engine = optimize(dit, Options(linear=linear, attention="sdpa", compile=True))
+    assert engine.get("fused", False) == fused
     denoiser = Denoiser((Expert(dit),), Geometry())
     text = torch.randn(512, 32)
     made = []

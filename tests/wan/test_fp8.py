@@ -126,6 +126,23 @@ def test_a_layer_that_stays_in_full_precision_is_not_joined():
     assert torch.equal(dit(*inputs), each)
 
 
+@pytest.mark.parametrize("fast", [False, True])
+@torch.no_grad()
+def test_sums_are_as_exact_as_was_asked_in_every_product(fast, monkeypatch):
+    asked = []
+
+    def product(a, b, *, scale_a, scale_b, bias, out_dtype, use_fast_accum):  # as this machine has none
+        asked.append(use_fast_accum)
+        return ((a.float() * scale_a) @ (b.float() * scale_b) + bias.float()).to(out_dtype)
+
+    monkeypatch.setattr(fp8, "is_native", lambda device: True)
+    monkeypatch.setattr(torch, "_scaled_mm", product)
+    dit = _dit()
+    fp8.use(dit, fast)
+    dit(torch.randn(1, 16, 2, 4, 4), torch.tensor([500.0]), torch.randn(1, 8, 16))
+    assert set(asked) == {fast}
+
+
 def test_hardware_that_multiplies_wrongly_is_refused(monkeypatch):
     dit = _dit()
     fp8.use(dit)

@@ -76,7 +76,8 @@ def test_only_the_layers_inside_the_blocks_become_fp8(pair):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"linear": "int4"}, "linear is 'int4'; allowed: auto, dense, onednn, fp8"),
+        ({"linear": "int4"}, "linear is 'int4'; allowed: auto, dense, onednn, fp8, fp8-fast"),
+        ({"linear": "fp8-fast"}, "linear is 'fp8-fast'; allowed: fp8 on this machine, which does not multiply FP8"),
         ({"attention": "flash3"}, "needs a CUDA GPU"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`python -m tests.wan.cuda.denoise VARIANT LINEAR SAMPLER`: a whole denoise traced on a pretended H200, as JSON.
+"""`python -m tests.wan.cuda.denoise VARIANT LINEAR SAMPLER BLOCKS`: a whole denoise traced on a pretended H200, as JSON.
 
 No operator may mix devices (fake tensors raise), and what a GPU would wait for is counted.
 """
@@ -18,7 +18,8 @@ from contract.parameters import LOSSLESS
 from tests.wan.cuda import pretended
 from wan import fp8, optimize
 from wan.denoise import Conditioning, Denoiser, Expert
-from wan.dit import rotary_tables
+from wan.dit import Block, rotary_tables
+from wan.fusion.blocks import FusedBlock
 
 SIZE = {"width": 832, "height": 480, "num_frames": 81}
 STEPS = 3
@@ -71,7 +72,7 @@ def on_host(data, *args, device=None, **kwargs):
 REAL = torch.tensor
 
 
-def traced(variant: str, linear: str, sampler: str) -> dict:
+def traced(variant: str, linear: str, sampler: str, blocks: str) -> dict:
     pretended.install()
     fp8.check, torch.cuda.synchronize = lambda layer: None, lambda *_: None
     rotary_tables.cache_clear()
@@ -80,6 +81,7 @@ def traced(variant: str, linear: str, sampler: str) -> dict:
         fp8.use(dit)
         optimize.fuse_gelu(dit)
         for block in dit.blocks:
+            block.__class__ = {"fused": FusedBlock, "plain": Block}[blocks]
             block.self_attn.attend = block.cross_attn.attend = lambda q, k, v, bias=None: pretended.attention(q, k, v)
         dit.fold_text, dit.engine = False, {}  # as where blocks are compiled
         request = ModelCard().request(
@@ -104,4 +106,4 @@ def traced(variant: str, linear: str, sampler: str) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(traced(*sys.argv[1:4])))
+    print(json.dumps(traced(*sys.argv[1:5])))

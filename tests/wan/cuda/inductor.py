@@ -1,6 +1,7 @@
-"""`python -m tests.wan.cuda.inductor VARIANT LINEAR`: what Inductor makes of one block for sm_90, as JSON.
+"""`python -m tests.wan.cuda.inductor VARIANT LINEAR [fused]`: what Inductor makes of one block for sm_90, as JSON.
 
-{"kernels": [[name, GB], ...], "calls": [...]}: fused kernels with the bytes they move, and the products between them.
+{"kernels": [[name, GB], ...], "calls": [...]}: fused kernels with the bytes they move, our own among them where blocks are
+"fused", and the products between them.
 """
 
 import json
@@ -18,11 +19,13 @@ from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 
 from tests.wan.cuda import pretended
 from wan import fp8, optimize
 from wan.compile import OPTIONS
 from wan.dit import Source
+from wan.fusion.blocks import FusedBlock
 
 TOKENS = 32760  # 832x480, 81 frames
 TEXT = 512
@@ -74,8 +77,19 @@ def inputs(block, config_, tokens: int) -> list:
     return [empty(1, tokens, config_.dim), empty(1, 6, config_.dim), empty(1, tokens, 1, dim // 2, 2), *text]
 
 
-def generated(variant: str, linear: str, tokens: int = TOKENS) -> str:
-    """Inductor's code for one block."""
+def moved(graph) -> list[list]:
+    """Our own kernels in a graph, with what they read and write; each value once, as a row stays in registers."""
+    found = []
+    for node in graph.nodes:
+        if node.op == "call_function" and str(node.target).startswith("wan."):
+            given = [other.meta["val"] for other in node.all_input_nodes]
+            tensors = [*given, *tree_leaves(node.meta["val"])]
+            found.append([str(node.target), sum(t.numel() * t.dtype.itemsize for t in tensors) / 1e9])
+    return found
+
+
+def generated(variant: str, linear: str, fused: bool, tokens: int = TOKENS) -> tuple[str, list[list]]:
+    """Inductor's code for one block, and our own kernels in it."""
     config.profile_bandwidth = True
     for name, value in OPTIONS.items():
         setattr(config, name, value)
@@ -86,6 +100,8 @@ def generated(variant: str, linear: str, tokens: int = TOKENS) -> str:
         fp8.use(dit)
         optimize.fuse_gelu(dit)
         block = dit.blocks[0]
+        if fused:
+            block.__class__ = FusedBlock
         block.self_attn.attend = block.cross_attn.attend = lambda q, k, v, bias=None: pretended.attention(q, k, v)
         names, values = zip(*block.named_parameters(), strict=True)
 
@@ -104,16 +120,17 @@ def generated(variant: str, linear: str, tokens: int = TOKENS) -> str:
             with V.set_graph_handler(lowering), V.set_debug_handler(DebugContext()):
                 lowering.run(*arguments)
                 code, _ = lowering.codegen()
-    return code.value
+    return code.value, moved(graph.graph)
 
 
-def summary(code: str) -> dict:
+def summary(code: str, ours: list[list]) -> dict:
     sizes = dict(re.findall(r"async_compile\.triton\('(\w+)'.*?'kernel_num_gb': ([\d.e-]+)", code, re.DOTALL))
     calls = re.findall(r"^\s*(triton_\w+)\.run\(|^\s*(?:\w+ = )?(extern_kernels\.\w+|torch\.ops\.[\w.]+)\(", code, re.M)
     kernels = [[name, float(sizes[name])] for name, _ in calls if name]
-    return {"kernels": kernels, "calls": [other for _, other in calls if other]}
+    others = [other for _, other in calls if other and not other.startswith("torch.ops.wan.")]
+    return {"kernels": kernels + ours, "calls": others}
 
 
 if __name__ == "__main__":
     pretend_to_compile()
-    print(json.dumps(summary(generated(*sys.argv[1:3]))))
+    print(json.dumps(summary(*generated(*sys.argv[1:3], "fused" in sys.argv[3:]))))
