@@ -150,17 +150,17 @@ class Node:
         arrivals = iter(sorted(jobs, key=lambda job: job.arrival))
         coming = next(arrivals, None)
         while coming or self.jobs:
-            ends = {job.number: self._end(job) for job in self.jobs.values() if job.gpus}
-            first = min(ends, key=ends.__getitem__, default=None)
-            if coming and (first is None or coming.arrival <= ends[first]):
+            first = min((job for job in self.jobs.values() if job.gpus), key=self._end, default=None)
+            if coming and (first is None or coming.arrival <= self._end(first)):
                 now = coming.arrival
                 self.jobs[coming.number] = coming
                 coming = next(arrivals, None)
             else:
-                now = ends[first]
-                job = self.jobs.pop(first)
-                self._account(job, now)
-                job.finish = now
+                assert first, "GPUs are free and somebody waits"
+                now = self._end(first)
+                self._account(first, now)
+                first.finish = now
+                del self.jobs[first.number]
             self._give(now)
         return jobs
 
