@@ -93,31 +93,6 @@ def test_every_image_of_the_manifests_was_assembled(images):
     assert {image.user for image in ours} == {"1000:1000"}
 
 
-def helps(spec: dict) -> list[list[str]]:
-    """For every command of a container one that imports what it does and ends. Triton itself is of the base, which is not here."""
-    handlers = [spec.get("lifecycle", {}).get("preStop", {}), *[spec[key] for key in spec if key.endswith("Probe")]]
-    commands = [spec.get("command", []), *[handler["exec"]["command"] for handler in handlers if "exec" in handler]]
-    found = [[*command[:3], "--help"] for command in commands if command[:2] == ["python3", "-m"]]
-    found += [[*command[:2], "--help"] for command in commands if command[:1] == ["hf"]]
-    return [["python3", "-c", "import service.worker.__main__"] if "service.worker" in each else each for each in found]
-
-
-@pytest.mark.parametrize("overlay", ["one-gpu", "eight-gpu", "one-gpu/engines"])
-def test_every_command_of_the_gpu_manifests_starts_in_its_container(node, overlay):
-    secrets = [{"kind": "Secret", "metadata": {"name": name}, "data": dict.fromkeys(keys, "eA==")}
-               for name, keys in (OPERATORS_SECRETS | {"wan-database-app": {"uri"}}).items()]  # fmt: skip
-    started = 0
-    for workload in of_kind(overlay, "Deployment", "Job"):
-        pod = node.pod(workload, render(overlay) + secrets)
-        pod.write_hosts()
-        for spec in [*pod.spec.get("initContainers", []), *pod.spec["containers"]]:
-            for number, command in enumerate(helps(spec)):
-                container = pod.begin(spec | {"command": command, "args": [], "name": f"{spec['name']}-{number}"})
-                assert container.process.wait(300) == 0, f"{command}: {container.tail()}"
-                started += 1
-    assert started >= 2
-
-
 def test_all_pods_start_and_their_probes_pass(demo):
     for pod in (demo.postgres, demo.gateway, demo.triton):
         for container in pod.running():
@@ -160,3 +135,28 @@ def test_a_drained_pod_ends_its_job_and_leaves_within_the_grace_period(demo):
     assert took < 300
     demo.gateway.stop()
     demo.postgres.stop()
+
+
+def helps(spec: dict) -> list[list[str]]:
+    """For every command of a container one that imports what it does and ends. Triton itself is of the base, which is not here."""
+    handlers = [spec.get("lifecycle", {}).get("preStop", {}), *[spec[key] for key in spec if key.endswith("Probe")]]
+    commands = [spec.get("command", []), *[handler["exec"]["command"] for handler in handlers if "exec" in handler]]
+    found = [[*command[:3], "--help"] for command in commands if command[:2] == ["python3", "-m"]]
+    found += [[*command[:2], "--help"] for command in commands if command[:1] == ["hf"]]
+    return [["python3", "-c", "import service.worker.__main__"] if "service.worker" in each else each for each in found]
+
+
+@pytest.mark.parametrize("overlay", ["one-gpu", "eight-gpu", "one-gpu/engines"])
+def test_every_command_of_the_gpu_manifests_starts_in_its_container(node, overlay):
+    secrets = [{"kind": "Secret", "metadata": {"name": name}, "data": dict.fromkeys(keys, "eA==")}
+               for name, keys in (OPERATORS_SECRETS | {"wan-database-app": {"uri"}}).items()]  # fmt: skip
+    started = 0
+    for workload in of_kind(overlay, "Deployment", "Job"):
+        pod = node.pod(workload, render(overlay) + secrets)
+        pod.write_hosts()
+        for spec in [*pod.spec.get("initContainers", []), *pod.spec["containers"]]:
+            for number, command in enumerate(helps(spec)):
+                container = pod.begin(spec | {"command": command, "args": [], "name": f"{spec['name']}-{number}"})
+                assert container.process.wait(300) == 0, f"{command}: {container.tail()}"
+                started += 1
+    assert started >= 2

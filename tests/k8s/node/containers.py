@@ -20,6 +20,13 @@ MASKED = [
 ]
 READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 SECCOMP = Path("/usr/share/containers/seccomp.json")  # of golang-github-containers-common
+# What that profile leaves to capabilities and containerd's own refuses without them; glibc does without clone3.
+REFUSED = {
+    "add_key", "bpf", "chroot", "clone3", "fsconfig", "fsmount", "fsopen", "fspick", "keyctl", "mount",
+    "mount_setattr", "move_mount", "open_tree", "perf_event_open", "pivot_root", "quotactl", "quotactl_fd",
+    "reboot", "request_key", "setdomainname", "sethostname", "setns", "swapoff", "swapon", "syslog", "umount",
+    "umount2", "unshare",
+}  # fmt: skip
 BEFORE_VOLUMES = [
     {"destination": "/proc", "type": "proc", "source": "proc"},
     {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"]},
@@ -117,7 +124,10 @@ def system_calls() -> dict:
         only, but = rule.get("includes", {}), rule.get("excludes", {})
         if only.get("caps") or "amd64" not in only.get("arches", ["amd64"]) or "amd64" in but.get("arches", []):
             continue
-        rules.append({key: rule[key] for key in ("names", "action", "args", "errnoRet") if rule.get(key) is not None})
+        kept = {key: rule[key] for key in ("names", "action", "args", "errnoRet") if rule.get(key) is not None}
+        if rule["action"] == "SCMP_ACT_ALLOW":
+            kept["names"] = [name for name in rule["names"] if name not in REFUSED]
+        rules += [kept] if kept["names"] else []
     return {
         "defaultAction": profile["defaultAction"],
         "defaultErrnoRet": profile["defaultErrnoRet"],

@@ -167,7 +167,7 @@ class Pod:
                 self.sidecars.append(spec["name"])
                 container.started()
             else:
-                assert container.process.wait(900) == 0, container.tail()
+                assert container.process.wait(3000) == 0, container.tail()
         for container in [self.begin(spec) for spec in self.spec["containers"]]:
             container.started()
 
