@@ -143,7 +143,7 @@ def helps(spec: dict) -> list[list[str]]:
     commands = [spec.get("command", []), *[handler["exec"]["command"] for handler in handlers if "exec" in handler]]
     found = [[*command[:3], "--help"] for command in commands if command[:2] == ["python3", "-m"]]
     found += [[*command[:2], "--help"] for command in commands if command[:1] == ["hf"]]
-    return [["python3", "-c", "import service.worker.__main__"] if "service.worker" in each else each for each in found]
+    return [["python3", "-c", "import service.worker.worker"] if "service.worker" in each else each for each in found]
 
 
 @pytest.mark.parametrize("overlay", ["one-gpu", "eight-gpu", "one-gpu/engines"])
