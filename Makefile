@@ -10,9 +10,10 @@ CHECKPOINT ?=
 TARGET ?= auto
 BIN := .venv/bin
 SERVED = --target $(TARGET) $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
+IMAGES := gateway server server-cpu
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: setup run serve test test-all coverage bench tiny lint clean
+.PHONY: setup run serve test test-all images-check coverage bench tiny lint locks release clean
 
 setup: .venv/run.stamp  ## the environment that serves
 
@@ -41,6 +42,9 @@ test: .venv/test.stamp  ## the suite without what takes long
 test-all: .venv/test.stamp  ## the whole suite, an hour on two cores
 	$(BIN)/python -m pytest
 
+images-check: .venv/test.stamp  ## assemble every image file and start it as its manifest says: as root, ten minutes and more
+	WAN_IMAGES_CHECK=1 $(BIN)/python -m pytest -v tests/k8s/test_started_images.py
+
 coverage: .venv/test.stamp  ## the whole suite, and which lines no test ran
 	$(BIN)/python -m pytest --cov
 
@@ -59,6 +63,18 @@ lint: .venv/test.stamp  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+locks: .venv/test.stamp  ## what the images install, every package with its hashes, from k8s/images/requirements-*.txt
+	for image in $(IMAGES); do $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_36 k8s/images/requirements-$$image.txt -o k8s/images/$$image.lock || exit 1; done
+
+release: .venv/test.stamp  ## build/release: a bill of materials for each image, the manifests, and their SHA-256
+	rm -rf build/release && mkdir -p build/release
+	for image in $(IMAGES); do \
+	  { cat k8s/images/$$image.lock; sed -n 's/^RUN pip install \(torch==\)/\1/p' k8s/images/$$image.Dockerfile; } \
+	  | $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o build/release/$$image.cdx.json - || exit 1; done
+	for overlay in one-gpu eight-gpu spot pool-14b; do kubectl kustomize k8s/overlays/$$overlay > build/release/$$overlay.yaml || exit 1; done
+	cd build/release && sha256sum -- * > SHA256SUMS
 
 clean:  ## what was built, not the environment
 	rm -rf build

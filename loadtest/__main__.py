@@ -45,6 +45,10 @@ COMMANDS = {
     "overhead": ("drills.overhead", "The ensemble over gRPC against the pipeline in process."),
     "simulate": ("fleet.simulate", "Compare scaling rules on a simulated fleet."),
     "frontier": ("fleet.frontier", "Cost of every scaling rule at equal wait, paired over seeds."),
+    "deadlines": (
+        "fleet.deadlines",
+        "Deadlines met by orders of the queue, preemption and GPUs by job, at equal cost.",
+    ),
     "plan": ("fleet.plan", "Turn a capacity and a traffic forecast into replicas and cost."),
 }
 

@@ -5,8 +5,9 @@ FROM python:3.11.13-slim-bookworm
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
-COPY env/python/requirements.txt /tmp/requirements.txt
-RUN pip install -r /tmp/requirements.txt
+# gateway.lock, which bentofile.yaml names
+COPY env/python/requirements.txt /tmp/requirements.lock
+RUN pip install --require-hashes -r /tmp/requirements.lock
 
 WORKDIR /app
 COPY src .

@@ -8,9 +8,8 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONPATH=/app
 
 RUN pip install torch==2.13.0
-RUN pip install nvidia-pytriton==0.7.0
-COPY k8s/images/requirements-worker.txt /tmp/requirements.txt
-RUN pip install -r /tmp/requirements.txt
+COPY k8s/images/server-cpu.lock /tmp/requirements.lock
+RUN pip install --require-hashes -r /tmp/requirements.lock
 
 WORKDIR /app
 COPY contract contract

@@ -10,8 +10,8 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_BREAK_SYSTEM_PACKAGES
 RUN pip install torch==2.13.0
 # The bindings alone: the library is in the base image, and its version is theirs.
 RUN pip install --no-deps "tensorrt-cu${CUDA_VERSION%%.*}-bindings==${TRT_VERSION%%+*}"
-COPY k8s/images/requirements-worker.txt /tmp/requirements.txt
-RUN pip install -r /tmp/requirements.txt
+COPY k8s/images/server.lock /tmp/requirements.lock
+RUN pip install --require-hashes -r /tmp/requirements.lock
 
 WORKDIR /app
 COPY contract contract

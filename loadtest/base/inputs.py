@@ -7,6 +7,7 @@ LoadTestError
 └── ToolError           an external program (perf_analyzer, the service itself) is missing or failed
 """
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,3 +81,16 @@ def _sentence(problem: Mapping[str, Any]) -> str:
     value = problem["input"]
     shown = "" if isinstance(value, (dict, list)) or problem["type"] == "missing" else f" is {value!r}"
     return f"{field}{shown}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def number(low: float, high: float, kind=float):
+    """The type of an option of the command line that is a number within bounds."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text}; allowed: {low:g} to {high:g}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse

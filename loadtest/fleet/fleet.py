@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from loadtest.fleet.hpa import SYNC_SECONDS
 from loadtest.fleet.rules import Rule, State
-from loadtest.fleet.scaling import SYNC_SECONDS, Autoscaler, ScalingPolicy, slots_of
+from loadtest.fleet.scaling import Autoscaler, ScalingPolicy, slots_of
 from loadtest.fleet.trace import Trace
 
 COLD, IDLE, BUSY, DRAINING, GONE = range(5)
@@ -30,6 +31,7 @@ class FleetOptions:
     checkpoint_every: float = 10.0
     spot_losses_per_hour: float = 0.0  # per replica
     autoscale: bool = True
+    blind: tuple[float, float] = (0.0, 0.0)  # from when to when Prometheus gives no answer
 
 
 @dataclass
@@ -281,7 +283,11 @@ class Fleet:
         while len(self._seen) > 1 and self._seen[1].now <= now - self.options.metric_delay:
             self._seen.popleft()
         seen, current = self._seen[0], self.replicas
-        wanted = self.rule.wanted(seen, current)
+        if self.options.blind[0] <= now < self.options.blind[1]:
+            seen = self._seen[-1]  # of the gateway itself, without a scrape between
+            wanted = self.rule.blind(seen, current)
+        else:
+            wanted = self.rule.wanted(seen, current)
         target = self.autoscaler.decide(now, current, wanted, active=seen.queued + seen.running > 0)
         if target > current:
             self.accounts.scale_ups += 1

@@ -1,11 +1,11 @@
 """The scaling rules that are compared: each maps what Prometheus shows to a raw number of replicas."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from loadtest.fleet.scaling import TOLERANCE, ScalingPolicy, desired_replicas, replicas_for
+from loadtest.fleet.hpa import combined, desired_replicas, replicas_for_pods
+from loadtest.fleet.scaling import ScalingPolicy, replicas_for
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,24 @@ Wanted = Callable[[State, int], int]
 
 @dataclass(frozen=True)
 class Rule:
-    """The raw number of replicas for a state and the current number; `slot_seconds` is what its demand divides by."""
+    """The raw number of replicas for a state and the current number; `slot_seconds` is what its demand divides by.
+
+    `blind` is asked while Prometheus is away, with a state of which only the gateway's own metrics may be used.
+    """
 
     wanted: Wanted
     slot_seconds: float = 180.0
+    blind: Wanted = lambda state, current: current
 
 
 def predicted_slots(policy: ScalingPolicy, target: float) -> Rule:
     """The rule of the manifests: demand with `target` seconds a slot, and a replica for every busy slot."""
-    return Rule(lambda state, current: replicas_for(state.demand, state.busy_mean, policy, current), target)
+    return Rule(
+        lambda state, current: replicas_for(state.demand, state.busy_mean, policy, current),
+        target,
+        # The trigger `gateway` answers, the two that ask Prometheus do not.
+        lambda state, current: combined([desired_replicas(state.demand, 1, current), None, None], current),
+    )
 
 
 def without_floor(target: float) -> Rule:
@@ -68,15 +77,8 @@ def gpu_utilisation(target: float) -> Rule:
 
     def wanted(state: State, current: int) -> int:
         # Without a pod there is no GPU to be measured: something else must keep one alive.
-        if not state.ready:
-            return max(current, 1)
-        ratio = state.busy / state.ready / target
-        if ratio > 1 and current > state.ready:
-            # As the HPA does it: missing pods must not turn a scale-up into a scale-down.
-            ratio = max(state.busy / current / target, 1.0)
-        if abs(ratio - 1) <= TOLERANCE:
-            return current
-        return math.ceil(ratio * (current if ratio > 1 else state.ready))
+        values = [1.0] * state.busy + [0.0] * (state.ready - state.busy)
+        return replicas_for_pods(values, target, max(current, 1))
 
     return Rule(wanted)
 

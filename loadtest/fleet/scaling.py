@@ -1,7 +1,4 @@
-"""The replica formula, read from the manifests, and what the HorizontalPodAutoscaler makes of it.
-
-Sources: kubernetes/kubernetes pkg/controller/podautoscaler/{replica_calculator,horizontal}.go.
-"""
+"""The replica formula, read from the manifests, and what the HorizontalPodAutoscaler remembers while it follows it."""
 
 import math
 import re
@@ -12,18 +9,11 @@ from pathlib import Path
 import yaml
 
 from loadtest.base.inputs import ProfileError
+from loadtest.fleet.hpa import DEFAULT_BEHAVIOR, combined, desired_replicas
 from service.settings import Settings
 
 MANIFEST = Path(__file__).parents[2] / "k8s/components/autoscale-keda/scaled-object.yaml"
-TOLERANCE = 0.1  # kube-controller-manager --horizontal-pod-autoscaler-tolerance
-SYNC_SECONDS = 15.0  # kube-controller-manager --horizontal-pod-autoscaler-sync-period
-
-
-def desired_replicas(total: float, per_replica: float, current: int) -> int:
-    """Replicas that an AverageValue target asks for: ceil(total / per_replica), or `current` if that is within 10 %."""
-    if current and abs(total / (per_replica * current) - 1) <= TOLERANCE:
-        return current
-    return math.ceil(total / per_replica)
+HPA_MANIFEST = MANIFEST.parents[1] / "autoscale-hpa/horizontal-pod-autoscaler.yaml"
 
 
 def slots_of(seconds: float, slot_seconds: float) -> float:
@@ -33,10 +23,8 @@ def slots_of(seconds: float, slot_seconds: float) -> float:
 
 def replicas_for(demand: float, busy: float, policy: "ScalingPolicy", current: int) -> int:
     """The documented formula: enough replicas for the demand (slots), never fewer than the busy ones."""
-    return max(
-        desired_replicas(demand, policy.slots_per_replica, current),
-        desired_replicas(busy, policy.busy_per_replica, current),
-    )
+    demanded = desired_replicas(demand, policy.slots_per_replica, current)
+    return combined([demanded, desired_replicas(busy, policy.busy_per_replica, current)], current)
 
 
 @dataclass(frozen=True)
@@ -65,6 +53,9 @@ class ScalingPolicy:
     up_limits: tuple[Limit, ...]
     down_window: float
     down_limits: tuple[Limit, ...]
+    up_select: str = "Max"  # which of several limits holds: Max, Min, or Disabled
+    down_select: str = "Max"
+    polling: float = 15.0  # KEDA looks that often whether the step from none to one is due
 
     @classmethod
     def from_manifest(cls, path: Path = MANIFEST) -> "ScalingPolicy":
@@ -96,11 +87,13 @@ class ScalingPolicy:
             min_replicas=spec["minReplicaCount"],
             max_replicas=spec["maxReplicaCount"],
             cooldown=float(spec["cooldownPeriod"]),
-            up_window=float(behavior["scaleUp"]["stabilizationWindowSeconds"]),
-            up_limits=_limits(behavior["scaleUp"]),
-            down_window=float(behavior["scaleDown"]["stabilizationWindowSeconds"]),
-            down_limits=_limits(behavior["scaleDown"]),
+            polling=float(spec.get("pollingInterval", 30)),
+            **behaves(behavior),
         )
+
+    def with_hpa(self, behavior: dict | None = None) -> "ScalingPolicy":
+        """As an HPA of one's own follows the same metrics: never below one replica, and with `behavior` or what Kubernetes says."""
+        return self.resized(min_replicas=max(1, self.min_replicas), **behaves(behavior or {}))
 
     def resized(self, **changes) -> "ScalingPolicy":
         return replace(self, **changes)
@@ -112,10 +105,22 @@ def _window(query: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60}[found[2]] if found else 0.0
 
 
-def _limits(rules: dict) -> tuple[Limit, ...]:
-    if rules.get("selectPolicy", "Max") != "Max":
-        raise ProfileError(f"selectPolicy is {rules['selectPolicy']!r}; the simulator knows Max only")
-    return tuple(Limit(p["type"] == "Percent", p["value"], float(p["periodSeconds"])) for p in rules["policies"])
+def hpa_behavior() -> dict:
+    """`behavior` of the component `autoscale-hpa`."""
+    return yaml.safe_load(HPA_MANIFEST.read_text())["spec"]["behavior"]
+
+
+def behaves(behavior: dict) -> dict:
+    """The fields of a policy that `behavior` says; what it leaves out is as Kubernetes has it."""
+    found: dict = {}
+    for name, direction in (("up", "scaleUp"), ("down", "scaleDown")):
+        rules = DEFAULT_BEHAVIOR[direction] | behavior.get(direction, {})
+        found[f"{name}_window"] = float(rules["stabilizationWindowSeconds"])
+        found[f"{name}_limits"] = tuple(
+            Limit(p["type"] == "Percent", p["value"], float(p["periodSeconds"])) for p in rules["policies"]
+        )
+        found[f"{name}_select"] = rules.get("selectPolicy", "Max")
+    return found
 
 
 class Autoscaler:
@@ -126,6 +131,7 @@ class Autoscaler:
         self._wanted: deque[tuple[float, int]] = deque()  # recommendations inside the longest window
         self._changes: deque[tuple[float, int]] = deque()
         self._last_active = 0.0
+        self._polled = -math.inf
 
     def decide(self, now: float, current: int, wanted: int, active: bool) -> int:
         """Replicas from now on, of `current`; `wanted` is the raw recommendation, `active` says whether any work exists."""
@@ -133,6 +139,9 @@ class Autoscaler:
         if active:
             self._last_active = now
         if current == 0:
+            if now - self._polled < policy.polling:
+                return 0
+            self._polled = now
             return max(1, policy.min_replicas) if active else policy.min_replicas
         if not active and policy.min_replicas == 0 and now - self._last_active >= policy.cooldown and current == 1:
             return 0
@@ -163,19 +172,26 @@ class Autoscaler:
 
     def _ceiling(self, now: float, current: int) -> int:
         self._forget(now)
+        if self.policy.up_select == "Disabled":
+            return current
         tops = []
         for limit in self.policy.up_limits:
             before = current - self._changed_since(now - limit.seconds)
             tops.append(math.ceil(before * (1 + limit.value / 100)) if limit.percent else before + limit.value)
-        return max(*tops, current) if tops else self.policy.max_replicas
+        choose = min if self.policy.up_select == "Min" else max
+        return max(choose(tops), current) if tops else self.policy.max_replicas
 
     def _floor(self, now: float, current: int) -> int:
         self._forget(now)
+        if self.policy.down_select == "Disabled":
+            return current
         bottoms = []
         for limit in self.policy.down_limits:
             before = current - self._changed_since(now - limit.seconds)
             bottoms.append(int(before * (1 - limit.value / 100)) if limit.percent else before - limit.value)
-        return min(*bottoms, current) if bottoms else 0
+        # The limit that allows the larger change is the lower bottom.
+        choose = max if self.policy.down_select == "Min" else min
+        return min(choose(bottoms), current) if bottoms else 0
 
     def _forget(self, now: float) -> None:
         longest = max((limit.seconds for limit in self.policy.up_limits + self.policy.down_limits), default=0)

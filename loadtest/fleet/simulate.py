@@ -10,25 +10,14 @@ from pathlib import Path
 
 from contract.errors import InvalidRequest
 from contract.parallel import ONE_RANK, Degrees
-from loadtest.base.inputs import ProfileError
+from loadtest.base.inputs import ProfileError, number
 from loadtest.fleet import plots
 from loadtest.fleet.fleet import Fleet, FleetOptions
 from loadtest.fleet.mix import DEFAULT_MIX, parse_mix
 from loadtest.fleet.report import summarise, table
-from loadtest.fleet.rules import OURS, rules
-from loadtest.fleet.scaling import MANIFEST, ScalingPolicy
+from loadtest.fleet.rules import OURS, Rule, rules
+from loadtest.fleet.scaling import MANIFEST, ScalingPolicy, hpa_behavior
 from loadtest.fleet.trace import SHAPES, Trace, make_trace, read_trace
-
-
-def _number(low: float, high: float, kind=float):
-    def parse(text: str):
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text}; allowed: {low:g} to {high:g}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
 
 
 def _degrees(text: str) -> Degrees:
@@ -44,28 +33,26 @@ def add(parser: argparse.ArgumentParser) -> None:
     load.add_argument(
         "--trace", type=Path, help="JSON list of arrival seconds, or of [seconds, GPU-seconds]; instead of --shape"
     )
-    load.add_argument("--jobs", type=_number(1, 10_000_000, int), default=20_000)
-    load.add_argument("--per-hour", type=_number(0.01, 1e7), default=600.0, help="mean arrivals an hour")
+    load.add_argument("--jobs", type=number(1, 10_000_000, int), default=20_000)
+    load.add_argument("--per-hour", type=number(0.01, 1e7), default=600.0, help="mean arrivals an hour")
     load.add_argument("--mix", default=DEFAULT_MIX, help="NAME:SHARE:GPU_SECONDS,…")
     load.add_argument(
         "--parallel", type=_degrees, default=ONE_RANK, metavar="cfg2xulyssesN",
         help="a replica makes one video on several GPUs, in the time that is predicted for them",
     )  # fmt: skip
     load.add_argument(
-        "--prediction-error", type=_number(0, 2), default=0.1, help="sigma of the lognormal error of the cost model"
+        "--prediction-error", type=number(0, 2), default=0.1, help="sigma of the lognormal error of the cost model"
     )
     fleet = parser.add_argument_group("fleet")
     fleet.add_argument("--manifest", type=Path, default=MANIFEST, help="file with the ScaledObject to simulate")
+    fleet.add_argument("--max-replicas", type=number(1, 100_000, int), help="instead of the manifest's maxReplicaCount")
     fleet.add_argument(
-        "--max-replicas", type=_number(1, 100_000, int), help="instead of the manifest's maxReplicaCount"
+        "--cold-start", type=number(0, 7200), default=180.0, help="seconds from the decision to a ready replica"
     )
+    fleet.add_argument("--drain-budget", type=number(0, 7200), default=480.0, help="seconds that preStop may take")
+    fleet.add_argument("--checkpoint-every", type=number(0.1, 3600), default=10.0, help="seconds between checkpoints")
     fleet.add_argument(
-        "--cold-start", type=_number(0, 7200), default=180.0, help="seconds from the decision to a ready replica"
-    )
-    fleet.add_argument("--drain-budget", type=_number(0, 7200), default=480.0, help="seconds that preStop may take")
-    fleet.add_argument("--checkpoint-every", type=_number(0.1, 3600), default=10.0, help="seconds between checkpoints")
-    fleet.add_argument(
-        "--spot-losses", type=_number(0, 60), default=0.2, help="losses of a spot replica an hour; 0: no spot runs"
+        "--spot-losses", type=number(0, 60), default=0.2, help="losses of a spot replica an hour; 0: no spot runs"
     )
     parser.add_argument(
         "--sweep", action="store_true", help="also draw cost against wait for several targets of each rule"
@@ -139,8 +126,8 @@ def compare(
     rows: dict[str, dict] = {}
     timelines: dict[str, list] = {}
 
-    def run(name: str, rule, changed: FleetOptions) -> Fleet:
-        fleet = Fleet(trace, policy, rule, changed, seed).run()
+    def run(name: str, rule, changed: FleetOptions, followed: ScalingPolicy = policy) -> Fleet:
+        fleet = Fleet(trace, followed, rule, changed, seed).run()
         rows[name] = summarise(fleet, gpus)
         done(name, rows[name])
         return fleet
@@ -149,6 +136,12 @@ def compare(
     for name, kind in kinds.items():
         timelines[name] = run(name, kind.make(kind.target), options).accounts.samples
     ours = kinds[OURS].make(kinds[OURS].target)
+    run("HPA in KEDA's place", ours, options, policy.with_hpa(hpa_behavior()))
+    run("HPA, its own behavior", ours, options, policy.with_hpa())
+    noon = min(43_200.0, trace.arrival[-1] / 2)  # of a day, when its load rises
+    hour = (noon, noon + 3600)
+    run("Prometheus away for an hour", ours, replace(options, blind=hour))
+    run("the same without the trigger `gateway`", replace(ours, blind=Rule.blind), replace(options, blind=hour))
     for factor in (1 / 3, 3):
         seconds = options.cold_start * factor
         run(f"cold start {seconds:.0f} s", ours, replace(options, cold_start=seconds))

@@ -52,19 +52,27 @@ def test_versions_are_those_of_the_project(path):
         assert wanted[name] == version
 
 
-def test_requirements_are_those_of_the_project():
-    lines = [line for line in (IMAGES / "requirements-worker.txt").read_text().splitlines() if not line.startswith("#")]
+@pytest.mark.parametrize(("name", "common"), [("gateway", 14), ("server", 16)])
+def test_requirements_are_those_of_the_project(name, common):
+    lines = [
+        line for line in (IMAGES / f"requirements-{name}.txt").read_text().splitlines() if not line.startswith("#")
+    ]
     found, wanted = pins(lines), project_pins()
     assert len(found) == len(lines), "every package is pinned"
     # A package that another one brings along has no pin of its own in the project.
-    assert {name: wanted.get(name, version) for name, version in found.items()} == found
-    assert len(set(found) & set(wanted)) > 15
+    assert {each: wanted.get(each, version) for each, version in found.items()} == found
+    assert len(set(found) & set(wanted)) >= common
 
 
-def test_the_bento_has_the_versions_of_the_project():
-    packages = yaml.safe_load((ROOT / "bentofile.yaml").read_text())["python"]["packages"]
-    wanted = project_pins()
-    assert {name: wanted[name] for name in pins(packages)} == pins(packages)
+def test_the_bento_has_the_packages_of_the_gateways_lock():
+    assert (
+        yaml.safe_load((ROOT / "bentofile.yaml").read_text())["python"]["requirements_txt"] == "k8s/images/gateway.lock"
+    )
+
+
+def test_the_context_of_a_build_is_without_what_no_image_copies():
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {".git", ".venv", "build", "**/__pycache__"} <= set(ignored)
 
 
 @pytest.mark.parametrize("name", ["server.Dockerfile", "server-cpu.Dockerfile"])

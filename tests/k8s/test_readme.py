@@ -8,7 +8,7 @@ import pytest
 
 from contract import ModelCard
 from contract.cost import CostModel
-from loadtest.fleet import frontier
+from loadtest.fleet import deadlines, frontier
 from loadtest.fleet.fleet import Fleet, FleetOptions
 from loadtest.fleet.mix import DEFAULT_MIX, parse_mix
 from loadtest.fleet.report import summarise
@@ -116,11 +116,25 @@ def test_the_comparison_is_what_the_simulator_says(label, rule):
     assert f"| {label} | {' | '.join(expected)} |" in README
 
 
+def test_what_is_said_of_the_hpa_is_what_the_simulator_says():
+    policy = ScalingPolicy.from_manifest().resized(max_replicas=64)
+    trace = make_trace("day", 20_000, 600.0, parse_mix(DEFAULT_MIX), 0.1, 1)
+    ours = rules(policy)[OURS].make(rules(policy)[OURS].target)
+    own = summarise(Fleet(trace, policy.with_hpa(), ours, FleetOptions(), 1).run())
+    assert f"the p95 is {own['wait_p95']:.0f} s, and it scales down {own['scale_downs']} times" in README
+    away = summarise(Fleet(trace, policy, ours, FleetOptions(blind=(43_200.0, 46_800.0)), 1).run())
+    assert f"p99 of the wait {away['wait_p99']:.0f} s" in README
+
+
 def test_the_frontier_is_that_of_the_numbers():
     mixes = json.loads((ROOT / "loadtest/results/frontier.json").read_text())["mixes"]
     assert set(mixes) == set(frontier.MIXES)
     assert frontier.table(mixes) in README
     assert frontier.table_of_one_target(mixes) in README
+
+
+def test_the_orders_of_the_queue_are_those_of_the_numbers():
+    assert deadlines.table(json.loads((ROOT / "loadtest/results/deadlines.json").read_text())) in README
 
 
 def test_a_pod_a_gpu_beats_stages_on_gpus_of_their_own():
