@@ -23,6 +23,7 @@ from wan.onednn import OneDNNLinear
 from wan.optimize import GeluLinear
 
 Adapters = Sequence[tuple[Lora, float]]  # with strengths
+BLOCK = re.compile(r"blocks\.(\d+)")
 RANKS = (16, 32, 64, 128, 256, 512)
 LINEAR = (nn.Linear, OneDNNLinear, GeluLinear, Fp8Linear)
 
@@ -98,15 +99,31 @@ def _apply(dit: WanDiT, adapters: Adapters, swaps: contextlib.ExitStack) -> None
     modules = dict(dit.named_modules())
     touched = sorted(set().union(*(lora.modules for lora, _ in adapters)))
     linear = {name for name in touched if isinstance(modules[name], LINEAR)}
-    for name in touched:
-        if name not in linear:
-            _swap_parameters(name, modules[name], adapters, swaps)
+    _swap_in_full(dit, {name: modules[name] for name in touched}, adapters, swaps)
     for kind in sorted({re.sub(r"^blocks\.\d+", "blocks.*", name) for name in linear}):
         same = [kind.replace("*", str(i)) for i in range(len(dit.blocks))] if "*" in kind else [kind]
         _swap_linears({name: modules[name] for name in same}, modules, adapters, swaps)
     for module in modules.values():
         if isinstance(module, SelfAttention) and any(isinstance(c, AdaptedLinear) for c in module.children()):
             _swap_project(module, swaps)
+
+
+def _swap_in_full(dit: WanDiT, touched: dict[str, Any], adapters: Adapters, swaps: contextlib.ExitStack) -> None:
+    """What differences in full rank change. A block's own are read while an iteration is at it, see `wan.offload`."""
+    blocks: dict[int | None, list[str]] = {}
+    for name, module in touched.items():
+        if not isinstance(module, LINEAR) or _differences(name, module, adapters):
+            block = BLOCK.match(name)
+            blocks.setdefault(int(block[1]) if block else None, []).append(name)
+
+    def swap(names: list[str]) -> None:
+        for name in names:
+            exchange = _swap_weight if isinstance(touched[name], LINEAR) else _swap_parameters
+            exchange(name, touched[name], adapters, swaps)
+
+    swap(blocks.pop(None, []))
+    for i, _ in enumerate(dit.blocks if blocks else ()):
+        swap(blocks.get(i, []))
 
 
 def _swap_parameters(name: str, module: nn.Module, adapters: Adapters, swaps: contextlib.ExitStack) -> None:
@@ -131,7 +148,6 @@ def _swap_linears(
         down, up = F.pad(down, (0, 0, 0, more)).to(**where), F.pad(up, (0, more)).t().to(**where).contiguous()
         if biased:
             bias = (torch.zeros(up.shape[1]) if bias is None else bias).to(**where)
-        _swap_weight(name, base, adapters, swaps)
         owner, _, leaf = name.rpartition(".")
         _exchange(modules[owner]._modules, leaf, AdaptedLinear(base, down, up, bias), swaps)
 
@@ -154,14 +170,17 @@ def _pair(name: str, layer: Any, adapters: Adapters) -> tuple[Tensor, Tensor, Te
     return torch.cat(downs), torch.cat(ups, dim=1), bias
 
 
-def _swap_weight(name: str, layer: Any, adapters: Adapters, swaps: contextlib.ExitStack) -> None:
-    """Differences in full rank of a weight that is not FP8."""
+def _differences(name: str, layer: Any, adapters: Adapters) -> list[tuple[Tensor, float]]:
+    """Those in full rank of a weight that is not FP8, with their strengths."""
+    if isinstance(layer, Fp8Linear):
+        return []
     found = [(lora.difference(name + ".weight"), strength) for lora, strength in adapters]
-    added = [(difference, strength) for difference, strength in found if difference is not None]
-    if isinstance(layer, Fp8Linear) or not added:
-        return
+    return [(difference, strength) for difference, strength in found if difference is not None]
+
+
+def _swap_weight(name: str, layer: Any, adapters: Adapters, swaps: contextlib.ExitStack) -> None:
     changed = layer.weight.float()
-    for difference, strength in added:
+    for difference, strength in _differences(name, layer, adapters):
         changed = changed + strength * difference.to(changed.device).float().reshape(changed.shape)
     _exchange(layer._parameters, "weight", nn.Parameter(changed.to(layer.weight.dtype), requires_grad=False), swaps)
 
