@@ -8,8 +8,9 @@ VIDEO ?=
 LORA ?=
 CHECKPOINT ?=
 TARGET ?= auto
+VRAM ?=
 BIN := .venv/bin
-SERVED = --target $(TARGET) $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
+SERVED = --target $(TARGET) $(if $(VRAM),--vram $(VRAM)) $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .PHONY: setup run serve test coverage bench tiny lint clean

@@ -30,6 +30,7 @@ from stages.step_hook import Intervals, StepHook
 from wan.denoise import Conditioning
 from wan.pipeline import describe
 
+NOT_OF_THE_BITS = ("parallel", "blocks_on_device")
 NAMES = [field.name for field in fields(GenerationRequest)]
 
 
@@ -63,9 +64,9 @@ class DenoiseStage:
             len(self._denoiser.experts), settings.lora_cache_bytes,
         )  # fmt: skip
         # On a GPU the weights also depend on precision and LoRAs. Only the same arithmetic gives the same bits; that a
-        # checkpoint goes on with another number of ranks is worth a difference in the last ones.
+        # checkpoint goes on with another number of ranks is worth a difference in the last ones. Where weights lie makes none.
         weights = artifacts.manifest.get("model") or artifacts.manifest["source"]["sha256"]
-        engine = {name: value for name, value in self._denoiser.engine.items() if name != "parallel"}
+        engine = {name: value for name, value in self._denoiser.engine.items() if name not in NOT_OF_THE_BITS}
         self._model = json.dumps({"weights": weights} | engine, sort_keys=True)
         self._preview = PreviewProjection.of(artifacts)
         self._intervals = Intervals(settings.checkpoint_seconds, settings.preview_seconds)

@@ -8,7 +8,7 @@ import torch
 
 from contract import Defaults, ModelCard
 from tests.wan.adapter_files import FAMILIES, differences, pairs
-from wan import adapted, fp8, offload
+from wan import fp8, offload
 from wan.checkpoint import weight_shapes
 from wan.config import DiTConfig
 from wan.denoise import GUIDANCE, Conditioning, Denoiser, Expert, Resume
@@ -34,7 +34,9 @@ def _random_dit(seed: int, kind: str) -> WanDiT:
 
 def _denoiser(dits) -> Denoiser:
     lowest = (875.0, 0.0)[-len(dits) :]
-    return Denoiser(tuple(Expert(*each) for each in zip(dits, ({},) * 2, lowest, GUIDANCE, strict=False)), CARD.geometry)
+    return Denoiser(
+        tuple(Expert(*each) for each in zip(dits, ({},) * 2, lowest, GUIDANCE, strict=False)), CARD.geometry
+    )
 
 
 @pytest.fixture(scope="module")
