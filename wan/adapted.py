@@ -1,14 +1,15 @@
 """Adapters beside the weights of a DiT that runs, for as long as a request does.
 
-All LoRAs of a request together are one pair of matrices a linear layer, y = W x + b + up (down x), at the cost of their ranks'
-sum. The layer itself stays as it is, in FP8 too, and computes its own share as it does without adapters. Ranks are padded
-with zeros to a few sizes, and a layer that is adapted in one block is in all, so that compiled code serves them all.
+All LoRAs and LoHas of a request together are one pair of matrices a linear layer, y = W x + b + up (down x), at the cost of
+their ranks' sum; LoKrs, whose rank is full, are small products of their own. The layer itself stays as it is, in FP8 too, and
+computes its own share as it does without adapters. Ranks are padded with zeros to a few sizes, and a layer that is adapted in
+one block is in all, so that compiled code serves them all; it is built again for LoKrs of other sizes.
 Differences in full rank are added to the parameters of the request's time; the originals come back with the end.
 """
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,16 +34,34 @@ def padded(rank: int) -> int:
     return next((size for size in RANKS if size >= rank), -(-rank // RANKS[-1]) * RANKS[-1])
 
 
+class Kron(nn.Module):
+    """left [a, b] ⊗ (up [c, r] down [r, d]), without up left ⊗ down [c, d], of an input [..., b d] in few operations."""
+
+    left: Tensor
+    down: Tensor
+    up: Tensor | None
+
+    def __init__(self, left: Tensor, down: Tensor, up: Tensor | None):
+        super().__init__()
+        for name, tensor in (("left", left), ("down", down), ("up", up)):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., b d] -> [..., a c]
+        x = F.linear(x.unflatten(-1, (self.left.shape[1], -1)), self.down)  # [..., b, r]
+        x = F.linear(x.transpose(-1, -2), self.left).transpose(-1, -2)  # [..., a, r]
+        return (x if self.up is None else F.linear(x, self.up)).flatten(-2)
+
+
 class AdaptedLinear(nn.Module):
-    """A linear layer of any kind with a low-rank pair beside it: down [R, in], up [R, out] and bias [out]."""
+    """A linear layer of any kind with a low-rank pair beside it: down [R, in], up [R, out] and bias [out]; and LoKrs."""
 
     down: Tensor
     up: Tensor
     added_bias: Tensor | None
 
-    def __init__(self, base: Any, down: Tensor, up: Tensor, bias: Tensor | None):
+    def __init__(self, base: Any, down: Tensor, up: Tensor, bias: Tensor | None, krons: Sequence[Kron] = ()):
         super().__init__()
-        self.base = base
+        self.base, self.krons = base, nn.ModuleList(krons)
         self.register_buffer("down", down, persistent=False)
         self.register_buffer("up", up, persistent=False)
         self.register_buffer("added_bias", bias, persistent=False)
@@ -62,6 +81,8 @@ class AdaptedLinear(nn.Module):
         """The pair's output for the input x [..., in] on top of the layer's own y [..., out], in place."""
         # the product adds to what is there, in one pass over the output, which costs more than the multiplication
         y.view(-1, self.up.shape[1]).addmm_(self._linear(x, self.down).flatten(0, -2), self.up)
+        for kron in self.krons:
+            y.add_(kron(x))
         return y if self.added_bias is None else y.add_(self.added_bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,6 +163,7 @@ def _swap_linears(
     found = {name: _pair(name, layer, adapters) for name, layer in layers.items()}
     rank = padded(max(down.shape[0] for down, _, _ in found.values()))
     biased = any(bias is not None for _, _, bias in found.values())
+    krons = {name: _krons(name, layers, adapters) for name in layers}
     for name, (down, up, bias) in found.items():
         base, more = layers[name], rank - down.shape[0]
         where: dict[str, Any] = {"device": base.bias.device, "dtype": base.bias.dtype}
@@ -149,7 +171,8 @@ def _swap_linears(
         if biased:
             bias = (torch.zeros(up.shape[1]) if bias is None else bias).to(**where)
         owner, _, leaf = name.rpartition(".")
-        _exchange(modules[owner]._modules, leaf, AdaptedLinear(base, down, up, bias), swaps)
+        beside = [kron.to(**where) for kron in krons[name]]
+        _exchange(modules[owner]._modules, leaf, AdaptedLinear(base, down, up, bias, beside), swaps)
 
 
 def _pair(name: str, layer: Any, adapters: Adapters) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -168,6 +191,17 @@ def _pair(name: str, layer: Any, adapters: Adapters) -> tuple[Tensor, Tensor, Te
             downs.append(strength * added.float().cpu().reshape(out, width))
             ups.append(torch.eye(out))
     return torch.cat(downs), torch.cat(ups, dim=1), bias
+
+
+def _krons(name: str, layers: Mapping[str, Any], adapters: Adapters) -> list[Kron]:
+    """The LoKrs of a layer with their strengths in them; zeros of one that only others of the `layers` have."""
+    made = []
+    for lora, strength in adapters:
+        if (found := lora.kron(name)) is not None:
+            made.append(Kron(strength * found[0], *found[1:]))
+        elif (other := next((kron for like in layers if (kron := lora.kron(like)) is not None), None)) is not None:
+            made.append(Kron(torch.zeros_like(other[0]), *other[1:]))
+    return made
 
 
 def _differences(name: str, layer: Any, adapters: Adapters) -> list[tuple[Tensor, float]]:

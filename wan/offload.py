@@ -21,6 +21,7 @@ from wan.dit import WanDiT
 TURNS = 2  # places that blocks without one of their own share
 ALIGNMENT = 256  # of each tensor, as PyTorch's allocator on a GPU has it
 PAGE = 4096
+PORTABLE = 1  # cudaHostRegisterPortable
 
 
 def beside(dit: WanDiT, device: torch.device) -> WanDiT:
@@ -96,10 +97,14 @@ def _packed(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
 
 
 def _pin(weights: HostWeights) -> None:
-    """PyTorch's own pinned memory would take the next power of two, half as much again for a block of 14B."""
+    """PyTorch's own pinned memory would take the next power of two, half as much again for a block of 14B.
+
+    Raises MemoryError where the machine does not let so much be pinned.
+    """
     runtime: Any = torch.cuda.cudart()
-    address = weights.memory.data_ptr()
-    torch.cuda.check_error(int(runtime.cudaHostRegister(address, weights.memory.nbytes, 0)))
+    address, size = weights.memory.data_ptr(), weights.memory.nbytes
+    if error := int(runtime.cudaHostRegister(address, size, PORTABLE)):
+        raise MemoryError(f"{size} bytes of the host's memory cannot be pinned for the GPU: CUDA error {error}")
     weakref.finalize(weights, runtime.cudaHostUnregister, address).atexit = False
 
 

@@ -1,6 +1,8 @@
 """Blocks that come from the host compute what resident ones do, to the bit; a CPU stands for the device and copies at once."""
 
+import contextlib
 import copy
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -152,3 +154,56 @@ def test_compiled_code_is_one_graph_for_all_blocks_experts_and_places(given):
     offload.stream(dits, 3)
     assert torch.allclose(_denoiser(dits).run(given, CARD.request(prompt="x", seed=1))[0], expected, atol=1e-5)
     assert len(graphs) == 1
+
+
+class Line:
+    """A stream as far as order goes: what of each stream is done before its next operation."""
+
+    def __init__(self):
+        self.before: Counter = Counter()
+
+    def launch(self) -> int:
+        self.before[self] += 1
+        return self.before[self]
+
+    def wait_event(self, event: "Event") -> None:
+        self.before |= event.before
+
+
+class Event:
+    def __init__(self):
+        self.before: Counter = Counter()
+
+    def record(self, line: Line) -> None:
+        self.before = Counter(line.before)
+
+
+@pytest.mark.parametrize("on_device", [2, 3, 4, 5])
+def test_on_a_gpu_copies_wait_for_what_computes_and_what_computes_for_copies(on_device, monkeypatch):
+    """The order that a GPU is told, with streams that only count: it may do everything else at once."""
+    dits = _streamed([_random_dit(seed, "dense") for seed in range(2)], on_device)
+    places, compute, used, copied = dits[0].blocks._places, Line(), Counter(), Counter()
+
+    class Memory:
+        device = torch.device("cuda")
+
+        def __getitem__(self, part):
+            return self
+
+        def copy_(self, source, non_blocking):
+            assert non_blocking
+            assert places._copies.before[compute] >= used[self]
+            copied[self] = places._copies.launch()
+
+    places.memory, places.holds = [Memory() for _ in places.memory], [None] * on_device
+    places._copies, places._arrived, places._left = Line(), *([Event() for _ in range(on_device)] for _ in range(2))
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: compute)
+    overlapped = 0
+    for dit in (dits[0], dits[0], dits[1], dits[0]):
+        for i, _block in enumerate(dit.blocks):
+            memory = places.memory[dit.blocks._place[i]]
+            used[memory] = compute.launch()
+            assert compute.before[places._copies] >= copied[memory]
+            overlapped += compute.before[places._copies] < max(copied.values())
+    assert overlapped > 10  # something is copied while most blocks compute
