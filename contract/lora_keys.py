@@ -21,6 +21,7 @@ OF_EXPERT = ("transformer.", "transformer_2.")  # prefixes where Diffusers keeps
 KOHYA, LYCORIS = "lora_unet_", "lycoris_"
 # A LoHa is (w1_a w1_b) ∘ (w2_a w2_b), a LoKr w1 ⊗ w2, either of which may be a product.
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+MOST_LOHA_RANK = 512
 LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
 # Suffix of a key -> what it is. Longer ones first: ".lora_A" is also the beginning of others.
 ROLES = {
@@ -222,6 +223,18 @@ def rank(modules: Mapping[str, Module], tensors: Shapes) -> int:
     ranks = [tensors[entry.down][0] for entry in modules.values() if entry.down is not None]
     told = ({role: tensors[key] for role, key in entry.factors.items()} for entry in modules.values() if entry.factors)
     return max([*ranks, *(made.rank for found in told if (made := factors(found)))], default=0)
+
+
+def check_beside(source: str, modules: Mapping[str, Module], tensors: Shapes) -> None:
+    """Raises LoraError for a LoHa that would take too much memory beside the weights: it does as a LoRA of its ranks' product."""
+    for module, entry in modules.items():
+        made = factors({role: tensors[key] for role, key in entry.factors.items()}) if entry.factors else None
+        if made and not made.kron and made.rank > MOST_LOHA_RANK:
+            ranks = " and ".join(str(rank) for rank in made.ranks)
+            raise LoraError(
+                f"{source}: {module} is a LoHa of the ranks {ranks}, {made.rank} as a LoRA; allowed for requests: up to"
+                f" {MOST_LOHA_RANK}, others can be merged at the export (--lora)"
+            )
 
 
 def adapter_alpha(source: str, config: str | None) -> tuple[float, bool] | None:
