@@ -77,9 +77,9 @@ class DitBytes:
 
     def words(self, blocks: int | None) -> str:
         """What `blocks` means, for people."""
-        experts = "both experts" if self.experts > 1 else "the DiT"
+        all_of_it = "both experts stay" if self.experts > 1 else "the DiT stays"
         if blocks is None:
-            return f"{experts} stay on the GPU, {self.total / GIB:.1f} GiB"
+            return f"{all_of_it} on the GPU, {self.total / GIB:.1f} GiB"
         which = "one expert at a time is" if self.experts > 1 else "the DiT is"
         part = "" if blocks == self.blocks else f", {blocks} of its {self.blocks} blocks at a time"
         host = self.on_host(blocks) / GIB

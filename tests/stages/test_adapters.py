@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from contract.adapter_store import AdapterStore, Entry
 from contract.adapters import Adapter
-from contract.lora_keys import LoraError, unfolded
+from contract.lora_keys import unfolded
 from stages.adapters import LoadedAdapters
 from stages.artifacts import Artifacts
 from stages.denoise_stage import DenoiseStage
@@ -156,21 +156,3 @@ def test_those_used_last_stay_within_the_memory_that_is_allowed(store, artifacts
     assert read == [f"{name}.safetensors" for name in ("ink", "chalk", "wool", "chalk", "ink")]
     everything = kept.load([store.get(name) for name in NAMES])  # those of a request all are there, whatever they take
     assert list(everything) == list(NAMES)
-
-
-@pytest.mark.parametrize(("rank", "fits"), [(22, True), (23, False)])
-def test_a_loha_too_large_for_requests_is_refused_where_it_is_registered(artifacts, store, rank, fits):
-    """Beside the weights it takes the memory of a LoRA of its ranks' product."""
-    weights = unfolded(artifacts.card.weights)
-    out, width = weights["blocks.0.ffn.0.weight"]
-    factors = {f"hada_w{i}_{side}": torch.ones(shape) for i in (1, 2) for side, shape in
-               (("a", (out, rank)), ("b", (rank, width)))}  # fmt: skip
-    path = f"loha-{rank}.safetensors"
-    save_file({f"blocks.0.ffn.0.{role}": tensor for role, tensor in factors.items()}, f"{store.url}/{path}")
-    if fits:
-        assert store.examine(path, weights).rank == rank * rank
-        return
-    with pytest.raises(
-        LoraError, match="blocks.0.ffn.0 is a LoHa of the ranks 23 and 23, 529 as a LoRA; allowed .* 512"
-    ):
-        store.examine(path, weights)

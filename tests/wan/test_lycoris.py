@@ -5,8 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from contract import lora_keys
+from contract.adapter_store import AdapterStore
 from contract.lora_keys import KOHYA, LYCORIS, LoraError
 from tests.wan.adapter_files import FAMILIES, linears, pairs
 from tests.wan.reference import relative_error
@@ -178,3 +180,18 @@ def test_the_price_is_that_of_the_lora_that_costs_as_much(kind, rank):
 def test_a_configuration_of_peft_for_them_is_refused_as_its_alpha_is_not_in_the_file():
     with pytest.raises(LoraError, match="uses peft_type = LOKR, of which LORA alone is supported"):
         lora(file("LoKr"), config='{"peft_type": "LOKR", "alpha": 8, "r": 4}')
+
+
+@pytest.mark.parametrize(("rank", "fits"), [(22, True), (23, False)])
+def test_a_loha_too_large_for_requests_is_refused_where_it_is_registered(rank, fits, tmp_path):
+    """Beside the weights it takes the memory of a LoRA of its ranks' product."""
+    out, width = WEIGHTS["blocks.0.ffn.0.weight"]
+    shapes = {"a": (out, rank), "b": (rank, width)}
+    tensors = {f"blocks.0.ffn.0.hada_w{i}_{side}": torch.ones(shape) for i in (1, 2) for side, shape in shapes.items()}
+    save_file(tensors, tmp_path / "loha.safetensors")
+    store = AdapterStore(str(tmp_path))
+    if fits:
+        assert store.examine("loha.safetensors", WEIGHTS).rank == rank * rank
+        return
+    with pytest.raises(LoraError, match=r"ffn.0 is a LoHa of the ranks 23 and 23, 529 as a LoRA; allowed .* up to 512"):
+        store.examine("loha.safetensors", WEIGHTS)
