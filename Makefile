@@ -8,8 +8,9 @@ VIDEO ?=
 LORA ?=
 CHECKPOINT ?=
 TARGET ?= auto
+VRAM ?=
 BIN := .venv/bin
-SERVED = --target $(TARGET) $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
+SERVED = --target $(TARGET) $(if $(VRAM),--vram $(VRAM)) $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 IMAGES := gateway server server-cpu
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 

@@ -139,6 +139,7 @@ class AdapterStore:
             tensors, metadata = self._header(path)
             config = self._beside(path) or metadata.get("lora_adapter_metadata")
             modules = lora_keys.matched(path, tensors, weights, expert, experts)
+            lora_keys.check_beside(path, modules, tensors)
             lora_keys.adapter_alpha(path, config)
             sha256, size = self._digest(path)
         except FileNotFoundError:

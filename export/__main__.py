@@ -52,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--lora", action="append", metavar="FILE[=STRENGTH]", help="merge into the DiT; repeatable")
     add("--device", metavar="cuda:N", help="of the workstation target, cpu to try it (default: the first GPU)")
+    add(
+        "--vram", type=_positive(float), metavar="GIB", help="memory that the workstation target may use (default: all)"
+    )
     add = parser.add_argument_group("GPU target: the DiT").add_argument
     add("--precision", metavar="PRESET", help=f"{', '.join(PRESETS)} (default: fp8)")
     add("--keep-first", type=int, metavar="N", help="first blocks that stay in bfloat16")
@@ -101,7 +104,7 @@ def _options(given: dict) -> Options:
         quality="no_quality" not in given,
         plan=PlanOptions(**plan),
         dit=tuple(given.get("dit", ())),
-        **some("denoise_instances", "device", "placement", "gpus", "sizes", "size_range", "max_frames"),
+        **some("denoise_instances", "device", "vram", "placement", "gpus", "sizes", "size_range", "max_frames"),
     )
 
 

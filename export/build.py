@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -17,14 +18,15 @@ from export.atomic import Journal
 from export.dit import package
 from export.dit.formats import DitWeights, with_dit
 from export.dit.lora import Lora
+from export.dit.precision import Precision
 from export.inputs import encoders
 from export.onnx import kept
 from export.options import Options
-from export.placement import GIB, STAGES, Gpu, Placement, PlacementError, choose, detect_gpus, parse_gpus
+from export.placement import GIB, STAGES, DoesNotFit, Gpu, Placement, PlacementError, choose, detect_gpus, parse_gpus
 from export.tensorrt.graphs import parameters
 from export.tensorrt.sizes import Sizes, parse_sizes
 from export.tensorrt.vae_cache import decoder_slots, encoder_slots
-from export.workstation import Fit, Needs, find
+from export.workstation import Fit, Needs, Networks, find
 from wan.checkpoint import Checkpoint
 from wan.errors import CheckpointError
 from wan.text import TEXT_LENGTH
@@ -97,11 +99,14 @@ class Build:
         shapes = {name: self.weights[0].shape(name) for name in self.weights[0].names}
         return [Lora(path, strength, shapes) for path, strength in self.options.loras]
 
+    def dit_bytes(self, precision: Precision | None) -> memory.DitBytes:
+        """What all experts' weights take; None: float32."""
+        return memory.DitBytes.of([package.contents(each, precision, self.dit.num_layers) for each in self.weights])
+
     @cached_property
-    def dit_bytes(self) -> list[int]:
-        """What each expert's package takes in the precision that was asked for."""
-        entries = [package.contents(each, self.options.precision, self.dit.num_layers) for each in self.weights]
-        return [package.package_bytes(each) for each in entries]
+    def dit_packages(self) -> memory.DitBytes:
+        """In the precision that was asked for."""
+        return self.dit_bytes(self.options.precision)
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -117,14 +122,15 @@ class Build:
         return memory.Video(*self.sizes.largest, self.options.max_frames or self.checkpoint.card.defaults.num_frames)
 
     @cached_property
-    def memory(self) -> dict[str, memory.StageMemory]:
+    def _memory(self) -> dict[str, memory.StageMemory]:
+        """With all of the DiT on the GPU."""
         tensors = self.checkpoint.vae_tensors()
         total = sum(prod(tensors.shape(name)) for name in tensors.names)
         decoder = sum(prod(tensors.shape(name)) for name in tensors.names if name.startswith(("decoder.", "conv2.")))
         text_parameters = parameters(self.checkpoint.text_tensors())
         every = {
             "text_encoder": memory.text_encoder(self.text, text_parameters, TEXT_LENGTH, batch=2),
-            "denoise": memory.denoise(self.dit, sum(self.dit_bytes), self.video, self.vae),
+            "denoise": memory.denoise(self.dit, self.dit_packages.total, self.video, self.vae),
             "vae_decoder": memory.vae(self.vae, decoder, decoder_slots(self.vae), self.video),
             "vae_encoder": memory.vae(self.vae, total - decoder, encoder_slots(self.vae), self.video),
         }
@@ -134,47 +140,78 @@ class Build:
             )
         return {stage: needs for stage, needs in every.items() if stage in (*STAGES, *encoders(self.template_values()))}
 
+    def _memory_of(self, blocks: int | None) -> dict[str, memory.StageMemory]:
+        weights = self.dit_packages.on_device(blocks)
+        return self._memory | {"denoise": replace(self._memory["denoise"], weights=weights)}
+
+    @property
+    def memory(self) -> dict[str, memory.StageMemory]:
+        """As it was placed."""
+        return self._memory_of(self.blocks_on_device)
+
+    @cached_property
+    def needs(self) -> Needs:
+        """What the stages of a workstation take for a video of the usual size."""
+        tensors, d = self.checkpoint.vae_tensors(), self.checkpoint.card.defaults
+        networks = Networks(
+            self.dit, self.text, parameters(self.checkpoint.text_tensors()),
+            self.vae, sum(map(prod, map(tensors.shape, tensors.names))),
+            parameters(self.checkpoint.clip_tensors()) if self.dit.image_dim else 0,
+            len(encoders(self.template_values())),
+        )  # fmt: skip
+        if self.options.device == "cpu":
+            dit = {"float32": self.dit_bytes(None)}
+        else:
+            dit = {"bfloat16": self.dit_bytes(Precision("bf16")), "fp8": self.dit_packages}
+        return Needs.of(networks, dit, memory.Video(d.width, d.height, d.num_frames))
+
     @cached_property
     def fit(self) -> Fit:
         """How the stages of a workstation compute; raises PlacementError with the numbers if nothing fits."""
-        tensors = self.checkpoint.vae_tensors()
-        d = self.checkpoint.card.defaults
-        video = memory.Video(d.width, d.height, d.num_frames)
-        text, table = parameters(self.checkpoint.text_tensors()), self.text.vocab_size * self.text.d_model
-        parts = decoder_slots(self.vae), *([encoder_slots(self.vae)] if self.card.takes else [])
-        vaes = [
-            memory.vae(self.vae, sum(map(prod, map(tensors.shape, tensors.names))), slots, video) for slots in parts
-        ]
-        clip = memory.FP32 * parameters(self.checkpoint.clip_tensors()) if self.dit.image_dim else 0
-        weights = memory.BF16 * sum(prod(each.shape(name)) for each in self.weights for name in each.names)
-        denoise = memory.denoise(self.dit, weights, video, self.vae)
-        needs = Needs(
-            dit=weights, dit_fp8=sum(self.dit_bytes), text_encoder=memory.BF16 * text,
-            text_streamed=memory.BF16 * (table + 2 * (text - table) // self.text.num_layers),
-            # decoder and encoder compute in float32, twice what a plan in bfloat16 takes
-            rest=denoise.activations + denoise.caches + sum(2 * (vae.total - vae.context) for vae in vaes)
-            + clip + len(encoders(self.template_values())) * memory.CONTEXT,
-        )  # fmt: skip
-        return find(needs, self.options.device)
-
-    @cached_property
-    def placement(self) -> Placement:
-        """Chosen or checked; raises PlacementError with the numbers if it cannot fit."""
-        totals = {stage: needs.total for stage, needs in self.memory.items()}
-        try:
-            placement = choose(self.options.placement, self.gpus, totals, self.options.denoise_instances, self.report)
-        except PlacementError as error:
-            if len(self.weights) == 1:
-                raise
-            raise PlacementError(f"{error}; {self.residency}, as they are not split or swapped") from None
-        placement.parallel.check(self.dit.num_heads)
-        return placement
+        vram = self.options.vram
+        return find(self.needs, self.options.device, None if vram is None else int(vram * GIB))
 
     @property
     def residency(self) -> str:
-        """Where two experts stay."""
-        weights = " + ".join(f"{size / GIB:.1f}" for size in self.dit_bytes)
-        return f"denoise keeps both experts ({weights} GiB) on each of its GPUs"
+        """Where the DiT's weights of a workstation are, for people."""
+        return f"{self.fit.precision}; {self.needs.dit[self.fit.precision].words(self.fit.blocks_on_device)}"
+
+    @cached_property
+    def placed(self) -> tuple[Placement, int | None]:
+        """Chosen or checked, and how many of the DiT's blocks are on a GPU at a time, as many as fit.
+
+        Raises PlacementError with the numbers if not even the fewest do.
+        """
+        for blocks in self.dit_packages.counts:
+            totals = {stage: needs.total for stage, needs in self._memory_of(blocks).items()}
+            given = self.options.placement, self.gpus, totals, self.options.denoise_instances, self.report
+            try:
+                placement = choose(*given)
+            except DoesNotFit as error:
+                refused = f"{error}; {self.dit_packages.words(blocks)}, which is the least"
+                continue
+            placement.parallel.check(self.dit.num_heads)
+            self._check_host(placement, blocks)
+            return placement, blocks
+        raise PlacementError(refused)
+
+    def _check_host(self, placement: Placement, blocks: int | None) -> None:
+        """Raises PlacementError if blocks that come from the host do not fit there; another machine's memory is not known."""
+        processes = len(placement.gpus["denoise"]) * placement.instances("denoise")
+        needed, usable = processes * self.dit_packages.on_host(blocks), memory.of_host()
+        if needed > usable and not self.options.gpus:
+            raise PlacementError(
+                f"the DiT fits the GPUs only in part, and {processes} processes that keep it on the host need"
+                f" {needed / GIB:.1f} GiB there, {usable / GIB:.1f} are usable"
+            )
+
+    @property
+    def placement(self) -> Placement:
+        return self.placed[0]
+
+    @property
+    def blocks_on_device(self) -> int | None:
+        return self.placed[1]
 
     def template_values(self) -> dict:
         """What the placeholders of the configuration templates stand for, and which media the checkpoint takes."""

@@ -50,8 +50,7 @@ def _export_locked(build: Build, name: str) -> bool:
         return False
     if target.placed:
         build.report(memory.table(build.memory, build.placement, build.gpus, build.video))
-        if len(build.weights) > 1:
-            build.report(build.residency)
+        build.report(build.dit_packages.words(build.blocks_on_device))
     if target.resumable:
         _keep_package(out, build.repository)
         _run(build, target)

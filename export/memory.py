@@ -4,9 +4,13 @@ Weights and caches are exact. Activations count the tensors that live at the wid
 number depends on kernels, so they are rounded up and 5 % of each GPU stay unused (placement.USABLE).
 """
 
+import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from export.dit.package import Entry
 from export.placement import GIB, Gpu, Placement
 from export.tensorrt.vae_cache import CacheSlot
 from wan.config import ClipConfig, DiTConfig, TextConfig, VAEConfig
@@ -14,6 +18,7 @@ from wan.config import ClipConfig, DiTConfig, TextConfig, VAEConfig
 Row = tuple[str, ...]
 CONTEXT = 600 << 20  # a CUDA context with its modules, for each process
 BF16, FP32 = 2, 4
+HOST_USABLE = 0.8  # of the host's memory; what a GPU reads by itself cannot be swapped out
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,68 @@ class StageMemory:
 
 
 @dataclass(frozen=True)
+class DitBytes:
+    """Weights of a DiT in one precision, all `experts` of it: its largest block, and what is not in blocks of any.
+
+    A number of blocks on the device is that of `wan.offload.stream`, for all experts together; None: everything stays there.
+    """
+
+    experts: int
+    blocks: int
+    block: int
+    outside: int
+    total: int
+
+    @classmethod
+    def of(cls, experts: Sequence[Sequence[Entry]]) -> "DitBytes":
+        """From what the package of each expert holds."""
+        blocks: Counter[tuple[int, int]] = Counter()
+        outside = 0
+        for expert, entries in enumerate(experts):
+            for entry in entries:
+                if entry.name.startswith("blocks."):
+                    blocks[expert, int(entry.name.split(".")[1])] += entry.bytes
+                else:
+                    outside += entry.bytes
+        return cls(
+            len(experts), len(blocks) // len(experts), max(blocks.values()), outside, outside + sum(blocks.values())
+        )
+
+    def on_device(self, blocks: int | None) -> int:
+        return self.total if blocks is None else self.outside + blocks * self.block
+
+    def on_host(self, blocks: int | None) -> int:
+        """Memory of the host for the blocks that come from there: all of them."""
+        return 0 if blocks is None else self.experts * self.blocks * self.block
+
+    @property
+    def counts(self) -> tuple[int | None, ...]:
+        """What can be asked for, the most first. With one expert all of its blocks are everything."""
+        return (None, *range(self.blocks - (self.experts == 1), 1, -1))
+
+    def words(self, blocks: int | None) -> str:
+        """What `blocks` means, for people."""
+        all_of_it = "both experts stay" if self.experts > 1 else "the DiT stays"
+        if blocks is None:
+            return f"{all_of_it} on the GPU, {self.total / GIB:.1f} GiB"
+        which = "one expert at a time is" if self.experts > 1 else "the DiT is"
+        part = "" if blocks == self.blocks else f", {blocks} of its {self.blocks} blocks at a time"
+        host = self.on_host(blocks) / GIB
+        return f"{which} on the GPU{part}, {self.on_device(blocks) / GIB:.1f} GiB; {host:.1f} GiB of the host's memory hold all blocks"
+
+
+@dataclass(frozen=True)
 class Video:
     """The largest video that is served."""
 
     width: int
     height: int
     frames: int
+
+
+def of_host() -> int:
+    """Bytes of this machine's memory that weights may take."""
+    return int(HOST_USABLE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def text_encoder(config: TextConfig, parameters: int, length: int, batch: int) -> StageMemory:

@@ -17,6 +17,7 @@ class Options:
     precision: Precision = field(default_factory=Precision)
     quality: bool = True
     device: str | None = None
+    vram: float | None = None  # GiB
     placement: str = "auto"
     gpus: str | None = None
     sizes: str | None = None

@@ -26,6 +26,10 @@ class PlacementError(WanError):
     """A placement is malformed, or does not fit the GPUs."""
 
 
+class DoesNotFit(PlacementError):
+    """The memory of a GPU does not suffice."""
+
+
 @dataclass(frozen=True)
 class Gpu:
     index: int
@@ -187,7 +191,7 @@ def _overloaded(placement: Placement, gpus: list[Gpu], memory: dict[str, int]) -
 
 
 def check(placement: Placement, gpus: list[Gpu], memory: dict[str, int]) -> None:
-    """Raises PlacementError for a GPU that does not exist or whose memory does not suffice, with the numbers."""
+    """Raises PlacementError for a GPU that does not exist, DoesNotFit for one whose memory does not suffice, with the numbers."""
     known = {gpu.index for gpu in gpus}
     if absent := [index for index in placement.used if index not in known]:
         raise PlacementError(
@@ -205,7 +209,7 @@ def check(placement: Placement, gpus: list[Gpu], memory: dict[str, int]) -> None
             f"GPU {gpu.index} needs {need:.1f} GiB ({', '.join(parts)}), {gpu.usable / GIB:.1f} of {gpu.memory / GIB:.1f} are usable"
         )
     if lines:
-        raise PlacementError("the placement does not fit: " + "; ".join(lines))
+        raise DoesNotFit("the placement does not fit: " + "; ".join(lines))
 
 
 def choose(

@@ -64,6 +64,7 @@ def gpu_configurations(build: Build) -> dict:
         "instances": placement.slots,
         "placement": {stage: list(at) for stage, at in placement.gpus.items()},
         "parallel": str(placement.parallel),
+        "blocks_on_device": build.blocks_on_device,
         "memory": {stage: asdict(needs) | {"total": needs.total} for stage, needs in build.memory.items()},
     }
 
@@ -152,6 +153,7 @@ def _packaged(build: Build, precision: Precision | None) -> dict:
 
 def workstation_dit(build: Build) -> dict:
     """In FP8 only where nothing else fits the GPU."""
+    build.report(build.residency)
     if build.fit.precision != "fp8":
         return dit(build)
     return {"dit_package": _packaged(build, Precision("fp8"))}
@@ -197,6 +199,7 @@ def workstation_description(build: Build) -> dict:
     return description(build) | {
         "device": build.fit.device,
         "stream_text_encoder": build.fit.stream_text_encoder,
+        "blocks_on_device": build.fit.blocks_on_device,
         "precision": {"text_encoder": precise, "denoise": build.fit.precision, "vae_decoder": "float32"},
     }
 
@@ -227,7 +230,7 @@ def _gpu_options(build: Build) -> dict:
     options, names = build.options, ("sizes", "size_range", "max_frames", "quality")
     nested = {"precision": asdict(options.precision), "plan": asdict(options.plan)}
     placement = {stage: list(at) for stage, at in build.placement.gpus.items()}
-    placed = {"placement": placement, "parallel": str(build.placement.parallel)}
+    placed = {"placement": placement, "parallel": str(build.placement.parallel), "blocks": build.blocks_on_device}
     return _cpu_options(build) | {name: getattr(options, name) for name in names} | nested | placed
 
 
@@ -281,7 +284,7 @@ TARGETS = {
             "preview colours": preview,
             "description": workstation_description,
         },
-        options=frozenset({"denoise_instances", "dit", "lora", "device"}),
+        options=frozenset({"denoise_instances", "dit", "lora", "device", "vram"}),
         code=("*.py", "dit/*.py"),
         described=_workstation_options,
     ),

@@ -15,6 +15,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", type=Path, help="what to export if need be; default: the small model of the project"
     )
     parser.add_argument("--target", default="auto", help="of the export: cpu, workstation (a GPU), gpu or auto")
+    parser.add_argument(
+        "--vram", type=float, help="of the export: GiB that a workstation may use of its GPU; default: all"
+    )
     parser.add_argument("--repository", type=Path, help="Triton model repository; default: one under build/")
     parser.add_argument("--state", type=Path, default=ROOT / "var", help="jobs, videos and logs")
 

@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_settings()
         check_media(choice)
         options.choose(choice, arguments_of.given_media(choice))
-        exported(choice.repository, choice.checkpoint, say, choice.target)
+        exported(choice.repository, choice.checkpoint, say, choice.target, choice.vram)
         options.serve_model(choice.checkpoint, choice.repository)
         with Stack(choice.repository, choice.state, on_progress=say) as stack:
             out = generate(stack.url, choice)

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_settings()
         options.choose(choice)
-        exported(choice.repository, choice.checkpoint, say, choice.target)
+        exported(choice.repository, choice.checkpoint, say, choice.target, choice.vram)
         options.serve_model(choice.checkpoint, choice.repository)
         with Stack(choice.repository, choice.state, choice.port, choice.host, choice.workers, say) as stack:
             show(stack)

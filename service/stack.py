@@ -232,9 +232,12 @@ def _free_port(host: str) -> int:
         return probe.getsockname()[1]
 
 
-def exported(repository: Path, checkpoint: Path, say: Callable[[str], None], target: str = "cpu") -> None:
+def exported(
+    repository: Path, checkpoint: Path, say: Callable[[str], None], target: str = "cpu", vram: float | None = None
+) -> None:
     """Make the Triton repository of the checkpoint; the exporter itself sees when it is up to date."""
     command = [sys.executable, "-m", "export", str(checkpoint), "--target", target, "--out", str(repository)]
+    command += [] if vram is None else ["--vram", str(vram)]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_die_with_parent
     ) as process:

@@ -31,6 +31,7 @@ from wan.attention import BACKENDS
 from wan.denoise import Conditioning
 from wan.pipeline import describe
 
+NOT_OF_THE_BITS = ("parallel", "blocks_on_device", "text_attention")
 NAMES = [field.name for field in fields(GenerationRequest)]
 
 
@@ -171,9 +172,9 @@ def model_fingerprint(manifest: dict, engine: dict) -> str:
 
     On a GPU the weights also depend on precision and LoRAs. Only the same arithmetic gives the same bits; that a checkpoint
     goes on with another number of ranks, or on a machine whose lossless attention is another, is worth a difference in the
-    last ones.
+    last ones. Where weights lie makes none.
     """
-    known = {name: value for name, value in engine.items() if name not in ("parallel", "text_attention")}
+    known = {name: value for name, value in engine.items() if name not in NOT_OF_THE_BITS}
     if BACKENDS[engine["attention"]].lossless:
         known["attention"] = "lossless"
     return json.dumps({"weights": manifest.get("model") or manifest["source"]["sha256"]} | known, sort_keys=True)

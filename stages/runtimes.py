@@ -67,7 +67,8 @@ def open_denoiser(artifacts: Artifacts, settings: StageSettings) -> Denoiser:
     if options.compiles(device):
         compile.keep_in(kept)
     checkpoint = Checkpoint.open(artifacts["checkpoint"])
-    return load_denoiser(checkpoint, artifacts.card.geometry, device, options=options)
+    blocks = artifacts.manifest.get("blocks_on_device")
+    return load_denoiser(checkpoint, artifacts.card.geometry, device, options=options, blocks_on_device=blocks)
 
 
 def open_vae(artifacts: Artifacts, settings: StageSettings) -> VaeRuntime:

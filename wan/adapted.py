@@ -1,14 +1,15 @@
 """Adapters beside the weights of a DiT that runs, for as long as a request does.
 
-All LoRAs of a request together are one pair of matrices a linear layer, y = W x + b + up (down x), at the cost of their ranks'
-sum. The layer itself stays as it is, in FP8 too, and computes its own share as it does without adapters. Ranks are padded
-with zeros to a few sizes, and a layer that is adapted in one block is in all, so that compiled code serves them all.
+All LoRAs and LoHas of a request together are one pair of matrices a linear layer, y = W x + b + up (down x), at the cost of
+their ranks' sum; LoKrs, whose rank is full, are small products of their own. The layer itself stays as it is, in FP8 too, and
+computes its own share as it does without adapters. Ranks are padded with zeros to a few sizes, and a layer that is adapted in
+one block is in all, so that compiled code serves them all; it is built again for LoKrs of other sizes.
 Differences in full rank are added to the parameters of the request's time; the originals come back with the end.
 """
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from wan.onednn import OneDNNLinear
 from wan.optimize import GeluLinear
 
 Adapters = Sequence[tuple[Lora, float]]  # with strengths
+BLOCK = re.compile(r"blocks\.(\d+)")
 RANKS = (16, 32, 64, 128, 256, 512)
 LINEAR = (nn.Linear, OneDNNLinear, GeluLinear, Fp8Linear)
 
@@ -32,16 +34,34 @@ def padded(rank: int) -> int:
     return next((size for size in RANKS if size >= rank), -(-rank // RANKS[-1]) * RANKS[-1])
 
 
+class Kron(nn.Module):
+    """left [a, b] ⊗ (up [c, r] down [r, d]), without up left ⊗ down [c, d], of an input [..., b d] in few operations."""
+
+    left: Tensor
+    down: Tensor
+    up: Tensor | None
+
+    def __init__(self, left: Tensor, down: Tensor, up: Tensor | None):
+        super().__init__()
+        for name, tensor in (("left", left), ("down", down), ("up", up)):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., b d] -> [..., a c]
+        x = F.linear(x.unflatten(-1, (self.left.shape[1], -1)), self.down)  # [..., b, r]
+        x = F.linear(x.transpose(-1, -2), self.left).transpose(-1, -2)  # [..., a, r]
+        return (x if self.up is None else F.linear(x, self.up)).flatten(-2)
+
+
 class AdaptedLinear(nn.Module):
-    """A linear layer of any kind with a low-rank pair beside it: down [R, in], up [R, out] and bias [out]."""
+    """A linear layer of any kind with a low-rank pair beside it: down [R, in], up [R, out] and bias [out]; and LoKrs."""
 
     down: Tensor
     up: Tensor
     added_bias: Tensor | None
 
-    def __init__(self, base: Any, down: Tensor, up: Tensor, bias: Tensor | None):
+    def __init__(self, base: Any, down: Tensor, up: Tensor, bias: Tensor | None, krons: Sequence[Kron] = ()):
         super().__init__()
-        self.base = base
+        self.base, self.krons = base, nn.ModuleList(krons)
         self.register_buffer("down", down, persistent=False)
         self.register_buffer("up", up, persistent=False)
         self.register_buffer("added_bias", bias, persistent=False)
@@ -61,6 +81,8 @@ class AdaptedLinear(nn.Module):
         """The pair's output for the input x [..., in] on top of the layer's own y [..., out], in place."""
         # the product adds to what is there, in one pass over the output, which costs more than the multiplication
         y.view(-1, self.up.shape[1]).addmm_(self._linear(x, self.down).flatten(0, -2), self.up)
+        for kron in self.krons:
+            y.add_(kron(x))
         return y if self.added_bias is None else y.add_(self.added_bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,15 +120,31 @@ def _apply(dit: WanDiT, adapters: Adapters, swaps: contextlib.ExitStack) -> None
     modules = dict(dit.named_modules())
     touched = sorted(set().union(*(lora.modules for lora, _ in adapters)))
     linear = {name for name in touched if isinstance(modules[name], LINEAR)}
-    for name in touched:
-        if name not in linear:
-            _swap_parameters(name, modules[name], adapters, swaps)
+    _swap_in_full(dit, {name: modules[name] for name in touched}, adapters, swaps)
     for kind in sorted({re.sub(r"^blocks\.\d+", "blocks.*", name) for name in linear}):
         same = [kind.replace("*", str(i)) for i in range(len(dit.blocks))] if "*" in kind else [kind]
         _swap_linears({name: modules[name] for name in same}, modules, adapters, swaps)
     for module in modules.values():
         if isinstance(module, SelfAttention) and any(isinstance(c, AdaptedLinear) for c in module.children()):
             _swap_project(module, swaps)
+
+
+def _swap_in_full(dit: WanDiT, touched: dict[str, Any], adapters: Adapters, swaps: contextlib.ExitStack) -> None:
+    """What differences in full rank change. A block's own are read while an iteration is at it, see `wan.offload`."""
+    blocks: dict[int | None, list[str]] = {}
+    for name, module in touched.items():
+        if not isinstance(module, LINEAR) or _differences(name, module, adapters):
+            block = BLOCK.match(name)
+            blocks.setdefault(int(block[1]) if block else None, []).append(name)
+
+    def swap(names: list[str]) -> None:
+        for name in names:
+            exchange = _swap_weight if isinstance(touched[name], LINEAR) else _swap_parameters
+            exchange(name, touched[name], adapters, swaps)
+
+    swap(blocks.pop(None, []))
+    for i, _ in enumerate(dit.blocks if blocks else ()):
+        swap(blocks.get(i, []))
 
 
 def _swap_parameters(name: str, module: nn.Module, adapters: Adapters, swaps: contextlib.ExitStack) -> None:
@@ -125,15 +163,16 @@ def _swap_linears(
     found = {name: _pair(name, layer, adapters) for name, layer in layers.items()}
     rank = padded(max(down.shape[0] for down, _, _ in found.values()))
     biased = any(bias is not None for _, _, bias in found.values())
+    krons = {name: _krons(name, layers, adapters) for name in layers}
     for name, (down, up, bias) in found.items():
         base, more = layers[name], rank - down.shape[0]
         where: dict[str, Any] = {"device": base.bias.device, "dtype": base.bias.dtype}
         down, up = F.pad(down, (0, 0, 0, more)).to(**where), F.pad(up, (0, more)).t().to(**where).contiguous()
         if biased:
             bias = (torch.zeros(up.shape[1]) if bias is None else bias).to(**where)
-        _swap_weight(name, base, adapters, swaps)
         owner, _, leaf = name.rpartition(".")
-        _exchange(modules[owner]._modules, leaf, AdaptedLinear(base, down, up, bias), swaps)
+        beside = [kron.to(**where) for kron in krons[name]]
+        _exchange(modules[owner]._modules, leaf, AdaptedLinear(base, down, up, bias, beside), swaps)
 
 
 def _pair(name: str, layer: Any, adapters: Adapters) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -154,14 +193,28 @@ def _pair(name: str, layer: Any, adapters: Adapters) -> tuple[Tensor, Tensor, Te
     return torch.cat(downs), torch.cat(ups, dim=1), bias
 
 
-def _swap_weight(name: str, layer: Any, adapters: Adapters, swaps: contextlib.ExitStack) -> None:
-    """Differences in full rank of a weight that is not FP8."""
+def _krons(name: str, layers: Mapping[str, Any], adapters: Adapters) -> list[Kron]:
+    """The LoKrs of a layer with their strengths in them; zeros of one that only others of the `layers` have."""
+    made = []
+    for lora, strength in adapters:
+        if (found := lora.kron(name)) is not None:
+            made.append(Kron(strength * found[0], *found[1:]))
+        elif (other := next((kron for like in layers if (kron := lora.kron(like)) is not None), None)) is not None:
+            made.append(Kron(torch.zeros_like(other[0]), *other[1:]))
+    return made
+
+
+def _differences(name: str, layer: Any, adapters: Adapters) -> list[tuple[Tensor, float]]:
+    """Those in full rank of a weight that is not FP8, with their strengths."""
+    if isinstance(layer, Fp8Linear):
+        return []
     found = [(lora.difference(name + ".weight"), strength) for lora, strength in adapters]
-    added = [(difference, strength) for difference, strength in found if difference is not None]
-    if isinstance(layer, Fp8Linear) or not added:
-        return
+    return [(difference, strength) for difference, strength in found if difference is not None]
+
+
+def _swap_weight(name: str, layer: Any, adapters: Adapters, swaps: contextlib.ExitStack) -> None:
     changed = layer.weight.float()
-    for difference, strength in added:
+    for difference, strength in _differences(name, layer, adapters):
         changed = changed + strength * difference.to(changed.device).float().reshape(changed.shape)
     _exchange(layer._parameters, "weight", nn.Parameter(changed.to(layer.weight.dtype), requires_grad=False), swaps)
 

@@ -234,8 +234,6 @@ class Denoiser:
     ) -> list[list[tuple[Lora, float]]]:
         """For each expert the adapters of the request, with their strengths."""
         beside: list[list[tuple[Lora, float]]] = [[] for _ in self.experts]
-        if request.lora and self.evaluators is not Evaluator:  # the other ranks know nothing of them
-            raise InvalidRequest("lora", request.lora[0].name, "nothing, as one video is computed on several GPUs here")
         for adapter in request.lora:
             if adapter.name not in adapters:
                 raise InvalidRequest(
@@ -257,7 +255,7 @@ class Denoiser:
             index, schedule.timesteps, tuple(texts), getattr(request, expert.guidance), tuple(shape),
             conditioning.channels, conditioning.image_tokens, not all(step.computed for step in steps),
             len(texts) == 2 and batch_branches(expert.dit, expert.dit.rotary(shape).shape[1]),
-            conditioning.first is not None,
+            conditioning.first is not None, tuple(beside[index]),
         )  # fmt: skip
         with adapted.applied(expert.dit, beside[index]):
             yield self.evaluators(expert.dit, span)

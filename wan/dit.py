@@ -333,12 +333,11 @@ class WanDiT(nn.Module):
         context = context.to(self.dtype)
         context, bias = _fold_padding(context) if self.fold_text else (context, None)
         text = self.text_embedding(context)
-        blocks = list(cast("Iterable[Block]", self.blocks))
-        sources: list[tuple[Source, ...]] = [(block.cross_attn.text(text, bias),) for block in blocks]
-        if image_tokens is not None:
-            image = self.img_emb(image_tokens).to(self.dtype)
-            pairs = zip(blocks, sources, strict=True)
-            sources = [(*own, block.cross_attn.image(image, text.shape[0])) for block, own in pairs]
+        image = None if image_tokens is None else self.img_emb(image_tokens).to(self.dtype)
+        sources: list[tuple[Source, ...]] = []
+        for block in cast("Iterable[Block]", self.blocks):
+            of_text = block.cross_attn.text(text, bias)
+            sources.append((of_text,) if image is None else (of_text, block.cross_attn.image(image, text.shape[0])))
         return Sources(sources)
 
     def rotary(self, latents_shape) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wan.dit import Sources, WanDiT
 from wan.errors import InvalidRequest
+from wan.lora import Lora
 from wan.parallel.share import WHOLE, Share
 
 # Above this many tokens one forward fills the machine and two branches at once only cost memory.
@@ -55,7 +56,8 @@ class Span:
     """What an expert is told of a request before its steps.
 
     `texts` [L, text_dim] are the conditional one and, where any step is guided, the other. `together`: both branches are
-    one batch. Without `keep_residual` no step is skipped. `first_given`: the first latent frame is at timestep 0.
+    one batch. Without `keep_residual` no step is skipped. `first_given`: the first latent frame is at timestep 0. `adapters`
+    are beside the expert's weights meanwhile, on every rank.
     """
 
     expert: int
@@ -68,6 +70,7 @@ class Span:
     keep_residual: bool
     together: bool
     first_given: bool = False
+    adapters: tuple[tuple[Lora, float], ...] = ()
 
 
 def free_bytes(device: torch.device) -> int:

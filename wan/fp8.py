@@ -5,6 +5,7 @@ to E4M3 on every device. A GPU of compute capability 8.9 or higher multiplies th
 row-wise scales); elsewhere they are dequantised first, so that a CPU shows the quality that a GPU will serve.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -155,7 +156,7 @@ def use(dit: Any, fast: bool = False) -> bool:
     for layer in layers:
         layer.fast = fast
     for layer in {(layer.in_features, layer.out_features): layer for layer in layers}.values():
-        check(layer)
+        check(layer, dit.device)
     for block in dit.blocks:
         block.cross_attn.project = apply_each
         three = [block.self_attn.q, block.self_attn.k, block.self_attn.v]
@@ -167,10 +168,12 @@ def use(dit: Any, fast: bool = False) -> bool:
 
 
 @torch.inference_mode()
-def check(layer: Fp8Linear) -> None:
-    """Compare the hardware's product with one in float32, on rows of noise; raises InvalidRequest if they differ."""
+def check(layer: Fp8Linear, device: torch.device) -> None:
+    """Compare the product of `device` with one in float32, on rows of noise; raises InvalidRequest if they differ."""
+    if layer.weight.device != device:  # the layer computes there, but does not lie there
+        layer = copy.deepcopy(layer).to(device)
     noise = torch.randn(CHECKED_ROWS, layer.in_features, generator=torch.Generator().manual_seed(0))
-    values, scale = layer.quantize(noise.to(layer.weight.device))
+    values, scale = layer.quantize(noise.to(device))
     expected = layer.multiply_exactly(values, scale, torch.float32)
     error = ((layer.multiply(values, scale, torch.float32) - expected).norm() / expected.norm()).item()
     bound = LARGEST_FAST_ERROR if layer.fast else LARGEST_ERROR

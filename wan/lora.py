@@ -43,7 +43,7 @@ class Lora:
     def parameters(self) -> set[str]:
         """The parameters that the file changes."""
         named = {module + suffix for module, entry in self._modules.items() for suffix in entry.added}
-        return named | {module + ".weight" for module, entry in self._modules.items() if entry.down is not None}
+        return named | {m + ".weight" for m, entry in self._modules.items() if entry.down is not None or entry.factors}
 
     @property
     def modules(self) -> set[str]:
@@ -55,18 +55,39 @@ class Lora:
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def pair(self, module: str) -> tuple[Tensor, Tensor, float] | None:
-        """down [r, in], up [out, r] and what their product is scaled by, of the module's weight; None where there is no pair."""
+        """down [r, in], up [out, r] and what their product is scaled by, of the module's weight; None where there is no pair.
+
+        A LoHa is one: the product of two matrices of ranks r and s, element by element, has the rank r s.
+        """
         entry = self._modules.get(module)
-        if entry is None or entry.down is None or entry.up is None:
+        if entry is None or (entry.down is None and lora_keys.LOHA[0] not in entry.factors):
             return None
+        if entry.down is None or entry.up is None:
+            of = {role: self._tensors[key].float() for role, key in entry.factors.items()}
+            up = (of["hada_w1_a"][:, :, None] * of["hada_w2_a"][:, None, :]).flatten(1)
+            down = (of["hada_w1_b"][:, None] * of["hada_w2_b"][None]).flatten(0, 1)
+            return down, up, self._scale(entry, of["hada_w1_b"].shape[0])
         down, up = self._tensors[entry.down].flatten(1), self._tensors[entry.up].flatten(1)
-        rank = down.shape[0]
+        return down, up, self._scale(entry, down.shape[0])
+
+    def kron(self, module: str) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """A LoKr: left [a, b] ⊗ (up [c, r] down [r, d]), or without an up left ⊗ down [c, d]; scaled. None where there is none."""
+        entry = self._modules.get(module)
+        if entry is None or not entry.factors or lora_keys.LOHA[0] in entry.factors:
+            return None
+        of = {role.removeprefix("lokr_"): self._tensors[key].float() for role, key in entry.factors.items()}
+        left = of["w1"] if "w1" in of else of["w1_a"] @ of["w1_b"]
+        down, up = (of["w2"], None) if "w2" in of else (of["w2_b"], of["w2_a"])
+        divides = next((of[side].shape[0] for side in ("w2_b", "w1_b") if side in of), None)
+        return left if divides is None else self._scale(entry, divides) * left, down, up
+
+    def _scale(self, entry: lora_keys.Module, rank: int) -> float:
         if entry.alpha is not None:
-            return down, up, float(self._tensors[entry.alpha]) / rank
+            return float(self._tensors[entry.alpha]) / rank
         if self._alpha is not None:
             alpha, by_root = self._alpha
-            return down, up, alpha / (math.sqrt(rank) if by_root else rank)
-        return down, up, 1.0
+            return alpha / (math.sqrt(rank) if by_root else rank)
+        return 1.0
 
     def difference(self, name: str) -> Tensor | None:
         """What is added to the parameter `name` in full rank, flat or in its shape."""
@@ -84,4 +105,8 @@ class Lora:
             down, up, scale = pair
             delta = torch.mm(up.float(), down.float()).reshape(tensor.shape)
             tensor = tensor + strength * scale * delta.to(tensor.device)
+        if leaf == "weight" and (kron := self.kron(module)) is not None:
+            left, low, high = kron
+            delta = torch.kron(left.contiguous(), low if high is None else high @ low)
+            tensor = tensor + strength * delta.to(tensor.device)
         return tensor

@@ -12,7 +12,7 @@ from torch import Tensor
 from contract.card import ModelCard
 from contract.geometry import Geometry
 from contract.parameters import GenerationRequest
-from wan import known_frames
+from wan import known_frames, offload
 from wan.checkpoint import Checkpoint
 from wan.clip import ClipVision
 from wan.denoise import GUIDANCE, NO_ADAPTERS, Conditioning, DenoiseInfo, Denoiser, Expert, Progress, Resume
@@ -83,10 +83,19 @@ def load_denoiser(
     device: torch.device,
     dtype: torch.dtype | None = None,
     options: Options | None = None,
+    blocks_on_device: int | None = None,
 ) -> Denoiser:
-    """Every expert of a checkpoint, FP8 packages included, computing as `options` say."""
-    dtype, options = dtype or default_dtype(device), options or Options()
-    dits = [optimized(checkpoint.load_dit(device, dtype, i), options) for i in range(len(checkpoint.dit_folders))]
+    """Every expert of a checkpoint, FP8 packages included, computing as `options` say.
+
+    With `blocks_on_device` blocks lie on the host, and so many of one expert at a time on the device, see `wan.offload`.
+    """
+    dtype, options, experts = dtype or default_dtype(device), options or Options(), range(len(checkpoint.dit_folders))
+    if blocks_on_device is None:
+        dits = [optimized(checkpoint.load_dit(device, dtype, expert), options) for expert in experts]
+    else:
+        on_host = (checkpoint.load_dit("cpu", dtype, expert) for expert in experts)
+        dits = [optimized(offload.beside(dit, device), options) for dit in on_host]
+        offload.stream(dits, blocks_on_device)
     return denoiser(checkpoint, geometry, dits)
 
 

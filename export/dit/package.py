@@ -11,10 +11,11 @@ stays readable by others that know the row-scaled format.
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -34,6 +35,15 @@ PRECISION_FILE, ERRORS_FILE = "precision.json", "fp8_errors.json"
 SCALE_BYTES = 4
 RECIPE = "recipe"  # key of a shard's metadata
 Progress = Callable[[str, int], None]  # tensor name, bytes read
+
+
+class HasShapes(Protocol):
+    """Weights, or what is known of them."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class LayerError:
     max_weight: float
 
 
-def contents(weights: DitWeights, precision: Precision | None, num_layers: int) -> list[Entry]:
+def contents(weights: HasShapes, precision: Precision | None, num_layers: int) -> list[Entry]:
     """Every tensor of the package, in order; all in float32 without a precision. Raises PrecisionError."""
     if precision is None:
         return [Entry(name, weights.shape(name), torch.float32) for name in weights.names]

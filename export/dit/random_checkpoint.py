@@ -112,7 +112,8 @@ UMT5_NAMES = [
 IMAGE_GAINS = ("norm1.weight", "norm2.weight", "norm_k_img.weight", "img_emb.proj.0.weight", "img_emb.proj.4.weight")
 
 
-def _parameters(make) -> dict[str, tuple[int, ...]]:
+def shapes_of(make) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the parameters of the network that `make()` builds."""
     with torch.device("meta"):
         module: nn.Module = make()
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
@@ -172,7 +173,7 @@ def write_checkpoint(
     if made.clip:
         clip = {name: _values(name, shape, generator) for name, shape in official_clip(made.clip).items()}
         torch.save(clip, out / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth")
-    vae = _parameters(lambda: build_vae(made.vae))
+    vae = shapes_of(lambda: build_vae(made.vae))
     name = "Wan2.2_VAE.pth" if made.vae.patch > 1 else "Wan2.1_VAE.pth"
     torch.save({name: _values(name, shape, generator) for name, shape in vae.items()}, out / name)
     _write_text(made.text, out, generator)
@@ -181,7 +182,7 @@ def write_checkpoint(
 def _write_dit(model: Model, folder: Path, generator: torch.Generator) -> None:
     folder.mkdir(exist_ok=True)
     config = model.dit
-    shapes = _parameters(lambda: WanDiT(config))
+    shapes = shapes_of(lambda: WanDiT(config))
     slots = [Slot(name, torch.float32, shape) for name, shape in shapes.items()]
     random = (_values(name, shape, generator) for name, shape in tqdm(shapes.items(), desc="DiT", disable=None))
     write_safetensors(folder / "diffusion_pytorch_model.safetensors", slots, random, {})
@@ -192,7 +193,7 @@ def _write_dit(model: Model, folder: Path, generator: torch.Generator) -> None:
 
 
 def _write_text(config: TextConfig, out: Path, generator: torch.Generator) -> None:
-    text = _parameters(lambda: build_umt5(config))
+    text = shapes_of(lambda: build_umt5(config))
     state = {}
     for name, shape in tqdm(text.items(), desc="umT5", disable=None):
         if name != "encoder.embed_tokens.weight":

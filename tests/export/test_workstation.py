@@ -1,6 +1,7 @@
 """The target of a machine with a GPU and no containers; everything but the GPU itself runs here, with `--device cpu`."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import tritonclient.grpc as grpcclient
 from contract.geometry import Geometry
 from contract.tensors import infer_inputs
 from export import __main__ as command
-from export import targets
+from export import residency, targets
 from export.driver import export
+from export.memory import DitBytes
 from export.options import Options
 from export.placement import GIB, PlacementError
 from export.workstation import Fit, Needs, fit
@@ -24,28 +26,58 @@ from wan import known_frames
 from wan.pictures import clip_pixels
 from wan.pipeline import Pipeline
 
+ROOT = Path(__file__).parents[2]
 HOPPER, AMPERE = (9, 0), (8, 0)
-SMALL = Needs(dit=int(2.8 * GIB), dit_fp8=int(1.5 * GIB), text_encoder=11 * GIB, text_streamed=3 * GIB, rest=2 * GIB)
-LARGE = Needs(dit=27 * GIB, dit_fp8=14 * GIB, text_encoder=11 * GIB, text_streamed=3 * GIB, rest=4 * GIB)
+
+
+def dit(gib: float, blocks: int, experts: int = 1) -> DitBytes:
+    """Of so many GiB, all in blocks."""
+    total = int(gib * GIB)
+    return DitBytes(experts, blocks, total // blocks // experts, 0, total)
+
+
+TEXT: dict = {"text_encoder": 11 * GIB, "text_streamed": 3 * GIB}
+SMALL = Needs({"bfloat16": dit(2.8, 28), "fp8": dit(1.4, 28)}, **TEXT, rest=2 * GIB)
+LARGE = Needs({"bfloat16": dit(28, 40), "fp8": dit(14, 40)}, **TEXT, rest=4 * GIB)
+PAIR = Needs({"bfloat16": dit(56, 40, 2), "fp8": dit(28, 40, 2)}, **TEXT, rest=4 * GIB)
 
 
 @pytest.mark.parametrize(
-    ("needs", "memory", "capability", "expected"),
+    ("needs", "memory", "host", "capability", "expected"),
     [
-        (SMALL, 24, AMPERE, Fit("cuda:0", "bfloat16")),
-        (SMALL, 12, AMPERE, Fit("cuda:0", "bfloat16", stream_text_encoder=True)),
-        (LARGE, 80, HOPPER, Fit("cuda:0", "bfloat16")),
-        (LARGE, 40, HOPPER, Fit("cuda:0", "bfloat16", stream_text_encoder=True)),
-        (LARGE, 32, HOPPER, Fit("cuda:0", "fp8", stream_text_encoder=True)),
+        (SMALL, 24, 64, AMPERE, Fit("cuda:0", "bfloat16")),
+        (SMALL, 12, 64, AMPERE, Fit("cuda:0", "bfloat16", stream_text_encoder=True)),
+        (LARGE, 80, 64, HOPPER, Fit("cuda:0", "bfloat16")),
+        (LARGE, 40, 64, HOPPER, Fit("cuda:0", "bfloat16", True)),
+        (LARGE, 32, 64, HOPPER, Fit("cuda:0", "bfloat16", True, 30)),
+        (LARGE, 24, 64, AMPERE, Fit("cuda:0", "bfloat16", True, 20)),
+        (LARGE, 32, 38, HOPPER, Fit("cuda:0", "fp8", True)),  # the host has no room for bfloat16
+        (LARGE, 16, 38, HOPPER, Fit("cuda:0", "fp8", True, 18)),
+        (PAIR, 72, 80, HOPPER, Fit("cuda:0", "bfloat16", True)),
+        (PAIR, 48, 80, HOPPER, Fit("cuda:0", "bfloat16", True, 40)),  # one expert at a time
+        (PAIR, 24, 80, HOPPER, Fit("cuda:0", "bfloat16", True, 20)),
+        (PAIR, 24, 64, HOPPER, Fit("cuda:0", "fp8", True, 40)),
     ],
 )
-def test_nothing_is_lost_for_as_long_as_it_fits(needs, memory, capability, expected):
-    assert fit(needs, memory * GIB, capability) == expected
+def test_nothing_is_lost_for_as_long_as_it_fits(needs, memory, host, capability, expected):
+    assert fit(needs, memory * GIB, capability, host=host * GIB) == expected
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers():
-    with pytest.raises(PlacementError, match=r"cuda:0 has 17\.0 GiB for weights.*bfloat16: 38\.0; .*streamed: 30\.0$"):
-        fit(LARGE, 24 * GIB, AMPERE)
+    says = (
+        r"cuda:0 has 6\.1 GiB for weights beside 4\.0 GiB .*, the host 16\.0; needed: bfloat16: 39\.0; bfloat16, text"
+        r" encoder streamed: 31\.0; with the DiT's blocks streamed: 4\.4, and 39\.0 of the host's memory$"
+    )
+    with pytest.raises(PlacementError, match=says):
+        fit(LARGE, 12 * GIB + GIB // 2, AMPERE, host=16 * GIB)
+    with pytest.raises(
+        PlacementError, match=r"blocks streamed: 4\.4, .*; fp8: 25\.0; .*blocks streamed: 3\.7, and 25\.0"
+    ):
+        fit(LARGE, 8 * GIB, HOPPER, host=64 * GIB)
+
+
+def test_the_documented_table_is_what_the_export_decides():
+    assert residency.table() in (ROOT / "docs/memory.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -88,6 +120,7 @@ def test_it_copies_the_dit_alone_and_traces_no_graph(workstation):
     assert not any(name.endswith((".onnx", ".plan")) for name in files)
     manifest = json.loads((workstation / "manifest.json").read_text())
     assert (manifest["target"], manifest["device"], manifest["stream_text_encoder"]) == ("workstation", "cpu", False)
+    assert manifest["blocks_on_device"] is None
 
 
 def test_its_runtimes_compute_what_the_pipeline_does_streamed_or_whole(workstation, pipeline):

@@ -10,7 +10,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any, cast
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from wan import adapted
 from wan.dit import WanDiT
 from wan.errors import RankLost
 from wan.evaluator import Evaluator, Span, Step
@@ -141,14 +142,18 @@ class Leader:
 def follow(team: Team, pipe: Connection) -> None:
     """Do what rank 0 says until it closes its pipe."""
     evaluator: Evaluator | None = None
-    while True:
-        try:
-            order, *given = pickle.loads(pipe.recv_bytes())
-        except EOFError:
-            return
-        if order == "span":
-            evaluator = None  # the memory of the one before is free first
-            evaluator = team.evaluator(*given)
-        elif evaluator is not None:
-            latents = torch.empty(evaluator.span.shape, device=team.device)
-            team.values(evaluator, latents, *given)
+    with ExitStack() as beside:
+        while True:
+            try:
+                order, *given = pickle.loads(pipe.recv_bytes())
+            except EOFError:
+                return
+            if order == "span":
+                evaluator = None  # the memory of the one before is free first
+                beside.close()
+                (span,) = given
+                beside.enter_context(adapted.applied(team.dits[span.expert], span.adapters))
+                evaluator = team.evaluator(span)
+            elif evaluator is not None:
+                latents = torch.empty(evaluator.span.shape, device=team.device)
+                team.values(evaluator, latents, *given)

@@ -6,13 +6,16 @@ from stages.artifacts import Artifacts
 from stages.beginning import begin
 from stages.metrics import StageMetrics, slot
 from stages.responses import answer
+from stages.turns import in_turn, turn
 from stages.vae_decoder_stage import VaeDecoderStage
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        self.artifacts = Artifacts.open(args)
         metrics = StageMetrics(pb_utils, "vae_decoder", slot(args))
-        self.stage = VaeDecoderStage(Artifacts.open(args), begin(), metrics)
+        with turn(self.artifacts):
+            self.stage = VaeDecoderStage(self.artifacts, begin(), metrics)
 
     def execute(self, requests):
-        return answer(pb_utils, requests, self.stage.handle, "vae_decoder")
+        return answer(pb_utils, requests, in_turn(self.artifacts, self.stage.handle), "vae_decoder")

@@ -6,13 +6,16 @@ from stages.artifacts import Artifacts
 from stages.beginning import begin
 from stages.metrics import StageMetrics, slot
 from stages.responses import answer
+from stages.turns import in_turn, turn
 from stages.vae_encoder_stage import VaeEncoderStage
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        self.artifacts = Artifacts.open(args)
         metrics = StageMetrics(pb_utils, "vae_encoder", slot(args))
-        self.stage = VaeEncoderStage(Artifacts.open(args), begin(), metrics)
+        with turn(self.artifacts):
+            self.stage = VaeEncoderStage(self.artifacts, begin(), metrics)
 
     def execute(self, requests):
-        return answer(pb_utils, requests, self.stage.handle, "vae_encoder")
+        return answer(pb_utils, requests, in_turn(self.artifacts, self.stage.handle), "vae_encoder")

@@ -77,7 +77,16 @@ def test_several_files_add_up(tmp_path):
 
 REFUSED = {
     "of no known kind": {f"{Q}.weights": DOWN},
-    "of a LoHa adapter": {f"{Q}.hada_w1_a": DOWN},
+    r"has hada_w1_a \[2, 6\], which is no whole LoHa or LoKr": {f"{Q}.hada_w1_a": DOWN},
+    "has lokr_w1 .*, lokr_w2_a .*, which is no whole": {f"{Q}.lokr_w1": UP, f"{Q}.lokr_w2_a": UP},
+    r"has lokr_w1 \[8, 2\], lokr_w2 \[2, 6\], the weight is \[8, 6\]": {f"{Q}.lokr_w1": UP, f"{Q}.lokr_w2": DOWN},
+    "has a low-rank pair beside lokr_w1": {
+        f"{Q}.lora_A.weight": DOWN,
+        f"{Q}.lora_B.weight": UP,
+        f"{Q}.lokr_w1": UP,
+        f"{Q}.lokr_w2": DOWN,
+    },
+    "of a LoKr with Tucker's factors adapter": {f"{Q}.lokr_t2": DOWN},
     "of a DoRA adapter": {f"{Q}.dora_scale": DOWN},
     "key blocks.7.ffn.0.lora_A.weight fits no tensor": {"blocks.7.ffn.0.lora_A.weight": DOWN},
     "key lora_unet_blocks_0_self_attn_k.alpha fits no tensor": {

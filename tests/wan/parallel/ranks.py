@@ -12,10 +12,13 @@ import torch
 from contract import Defaults, Geometry, ModelCard
 from contract.parallel import Degrees
 from contract.parameters import LOSSLESS
+from tests.wan.adapter_files import FAMILIES, pairs
+from wan.checkpoint import weight_shapes
 from wan.config import DiTConfig
 from wan.denoise import Conditioning, Denoiser, Expert, Resume
 from wan.dit import WanDiT
 from wan.loading import load_dit
+from wan.lora import Lora
 from wan.parallel.share import Share
 from wan.parallel.team import Leader, Team, follow, meeting_place
 
@@ -107,6 +110,20 @@ def run(degrees: Degrees, build, lead) -> None:
     assert [process.exitcode for process in processes] == [0] * degrees.ranks
 
 
+def adapters_of(denoiser: Denoiser) -> dict[str, list[Lora]]:
+    """The adapter `style`: a random file for each expert, with a LoKr and differences in full rank."""
+    weights = weight_shapes(denoiser.experts[0].dit.config)
+    generator = torch.Generator().manual_seed(4)
+    more = {"blocks.0.self_attn.o.lokr_w1": torch.randn(4, 4, generator=generator),
+            "blocks.0.norm3.diff": torch.randn(weights["blocks.0.norm3.weight"], generator=generator)}  # fmt: skip
+    size = weights["blocks.0.self_attn.o.weight"][0] // 4
+    more["blocks.0.self_attn.o.lokr_w2"] = 0.1 * torch.randn(size, size, generator=generator)
+    kept = [pairs(weights, seed=seed, size=0.5) for seed, _ in enumerate(denoiser.experts)]
+    for each in kept:
+        del each["blocks.0.self_attn.o"]
+    return {"style": [Lora("test", FAMILIES["bare"](each) | more, weights) for each in kept]}
+
+
 def compared(name: str, build, degrees: str, first: bool = False, **parameters) -> None:
     """Print the largest difference from one rank, relative to the largest value, and what a resume on one rank gives."""
     asked = CARD.request(prompt="a", seed=3, **LOSSLESS | parameters)
@@ -114,8 +131,9 @@ def compared(name: str, build, degrees: str, first: bool = False, **parameters) 
 
     def lead(alone: Denoiser, led: Denoiser) -> None:
         given, middle = conditioning(alone, request, first), []
-        expected, info = alone.run(given, request)
-        together, of = led.run(given, request, on_step=middle.append)
+        beside: dict = {"adapters": adapters_of(alone)} if request.lora else {}
+        expected, info = alone.run(given, request, **beside)
+        together, of = led.run(given, request, on_step=middle.append, **beside)
         saved = [progress for progress in middle if progress.resumable][-1]
         resume = Resume(saved.step, saved.state)
 
@@ -126,8 +144,9 @@ def compared(name: str, build, degrees: str, first: bool = False, **parameters) 
             "name": name, "tokens": alone.experts[0].dit.rotary(expected.shape).shape[1],
             "skipped": info.steps_skipped, "branches": [step.branches for step in of.plan],
             "difference": difference(together),
-            "continued_on_one": difference(alone.run(given, request, resume=resume)[0]),
-            "repeats": torch.equal(led.run(given, request, resume=resume)[0], together),
+            "continued_on_one": difference(alone.run(given, request, resume=resume, **beside)[0]),
+            "repeats": torch.equal(led.run(given, request, resume=resume, **beside)[0], together),
+            "adapted": difference(led.run(given, replace(request, lora=()))[0]),
         }  # fmt: skip
         print(json.dumps(found), flush=True)
 
@@ -157,6 +176,7 @@ def main() -> None:
     compared(
         "two experts, cached", lambda: two_experts(12), "cfg2xulysses2", cache="teacache", cache_threshold=1.0, steps=6
     )
+    compared("two experts, adapted", lambda: two_experts(12), "cfg2xulysses2", lora="style:0.8")
     compared("pictures", lambda: with_pictures(12), "ulysses3")
     compared("the first frame given", twelve, "ulysses4", first=True)
 

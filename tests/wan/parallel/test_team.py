@@ -37,6 +37,11 @@ def test_what_ranks_skip_and_leave_idle_is_decided_once(compared):
     assert set(compared["12 heads, guided at first"]["branches"]) == {1, 2}
 
 
+def test_adapters_are_beside_the_weights_of_every_rank_and_gone_with_their_request(compared):
+    for name, found in compared.items():  # the same request without adapters, after it
+        assert (found["adapted"] > 1e-2) == ("adapted" in name)
+
+
 def test_every_token_is_in_one_share():
     whole = torch.arange(1, 10).view(1, 9, 1)
     parts = [Share(Degrees(1, 4), rank).tokens(whole) for rank in range(4)]
