@@ -57,6 +57,7 @@ tiny: .venv/test.stamp  ## train models/tiny again (hours on two cores)
 	$(BIN)/python -m tiny.assemble tiny-i2v
 	$(BIN)/python -m tiny.train_trail
 	$(BIN)/python -m tiny.train_four_steps
+	$(BIN)/python -m tiny.train_four_steps
 
 lint: .venv/test.stamp  ## style and types
 	$(BIN)/ruff check .
