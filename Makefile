@@ -53,6 +53,7 @@ tiny: .venv/test.stamp  ## train models/tiny again (hours on two cores)
 	$(BIN)/python -m tiny.train_vae
 	$(BIN)/python -m tiny.train_dit
 	$(BIN)/python -m tiny.assemble
+	$(BIN)/python -m tiny.train_wordings
 	$(BIN)/python -m tiny.train_i2v
 	$(BIN)/python -m tiny.assemble tiny-i2v
 	$(BIN)/python -m tiny.train_trail
