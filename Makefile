@@ -6,6 +6,7 @@ IMAGE ?=
 LAST_IMAGE ?=
 VIDEO ?=
 LORA ?=
+OPTIONS ?=
 CHECKPOINT ?=
 TARGET ?= auto
 VRAM ?=
@@ -30,9 +31,12 @@ setup: .venv/run.stamp  ## the environment that serves
 	$(PIP) -e '.[test]'
 	@touch $@
 
+# those of models/tiny come with the project
+run serve: export WAN_LORA_DIR ?= $(if $(CHECKPOINT),,$(CURDIR)/models/loras)
+
 run: setup  ## one video: make run PROMPT="a blue star moves up on a white background" [IMAGE=photo.png] [OUT=star.mp4]
 	$(BIN)/python -m service.run $(SERVED) --prompt "$(PROMPT)" $(if $(IMAGE),--image "$(IMAGE)") \
-	  $(if $(LAST_IMAGE),--last-image "$(LAST_IMAGE)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(LORA),--lora "$(LORA)") $(if $(OUT),--out "$(OUT)")
+	  $(if $(LAST_IMAGE),--last-image "$(LAST_IMAGE)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(LORA),--lora "$(LORA)") $(if $(OUT),--out "$(OUT)") $(OPTIONS)
 
 serve: setup  ## Triton, the worker and the web service, until Ctrl-C
 	$(BIN)/python -m service.serve $(SERVED)
@@ -57,8 +61,12 @@ tiny: .venv/test.stamp  ## train models/tiny again (hours on two cores)
 	$(BIN)/python -m tiny.train_vae
 	$(BIN)/python -m tiny.train_dit
 	$(BIN)/python -m tiny.assemble
+	$(BIN)/python -m tiny.train_wordings
 	$(BIN)/python -m tiny.train_i2v
 	$(BIN)/python -m tiny.assemble tiny-i2v
+	$(BIN)/python -m tiny.train_trail
+	$(BIN)/python -m tiny.train_four_steps
+	$(BIN)/python -m tiny.train_four_steps
 
 lint: .venv/test.stamp  ## style and types
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from pathlib import Path
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.normalizers import Lowercase
 from torch import Tensor
 from transformers import T5Tokenizer
 
@@ -101,13 +102,19 @@ def write_image_encoder(state: dict[str, Tensor], config: ClipConfig, out: Path)
     _save(state | zeros | norm, out / "model.safetensors")
 
 
-def write_tokenizer(spiece: Path, out: Path) -> None:
+def write_tokenizer(spiece: Path, out: Path, small_letters: bool = False) -> None:
     """The SentencePiece model and its conversion to the format that transformers loads without sentencepiece."""
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(spiece, out / "spiece.model")
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(spiece))
     vocabulary = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.vocab_size())]
-    T5Tokenizer(vocab=vocabulary, extra_ids=0).save_pretrained(out)
+    tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0)
+    if small_letters:
+        tokenizer.backend_tokenizer.normalizer = Lowercase()
+    tokenizer.save_pretrained(out)
+    if small_letters:  # T5's class would make another normaliser, the general one takes that of the file
+        config = json.loads((out / "tokenizer_config.json").read_text())
+        _write_json(out / "tokenizer_config.json", config | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def assemble(parts: Path, out: Path) -> None:
@@ -128,7 +135,7 @@ def assemble(parts: Path, out: Path) -> None:
         {
             "_class_name": "WanPipeline", "_diffusers_version": VERSION,
             "scheduler": ["diffusers", "UniPCMultistepScheduler"], "text_encoder": ["transformers", "UMT5EncoderModel"],
-            "tokenizer": ["transformers", "T5TokenizerFast"], "transformer": ["diffusers", "WanTransformer3DModel"],
+            "tokenizer": ["transformers", "PreTrainedTokenizerFast"], "transformer": ["diffusers", "WanTransformer3DModel"],
             "transformer_2": [None, None], "boundary_ratio": None, "vae": ["diffusers", "AutoencoderKLWan"],
         },
     )  # fmt: skip

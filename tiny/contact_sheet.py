@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from contract import arguments
+from tiny.lora import bundled
 from tiny.obedience import held_out_prompts
 from tiny.obedience_i2v import clip_of
 from wan import Pipeline
@@ -34,13 +36,16 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="models/tiny")
     parser.add_argument("--rows", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path("docs/contact-sheet.png"))
+    arguments.add(parser, without=("prompt", "seed", "fps"))
     args = parser.parse_args()
     pipeline = Pipeline.from_checkpoint(args.checkpoint)
+    adapters, parameters = bundled(pipeline.card, args.lora), arguments.given(args)
     rows = []
     for seed, (scene, prompt) in enumerate(held_out_prompts(args.rows)):
         print(prompt)
         given = {name: clip_of(scene, seed)[0] for name in pipeline.card.needs}
-        rows.append(row(pipeline(prompt, seed=seed, **given).frames, list(given.values())))
+        video = pipeline(prompt, seed=seed, adapters=adapters, **given, **parameters)
+        rows.append(row(video.frames, list(given.values())))
     gap = np.full((GAP, rows[0].shape[1], 3), 255, np.uint8)
     sheet = Image.fromarray(np.concatenate([part for r in rows for part in (r, gap)][:-1]))
     args.out.parent.mkdir(parents=True, exist_ok=True)

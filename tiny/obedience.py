@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from contract import arguments
+from tiny import wordings
 from tiny.scenes import BACKGROUNDS, CHINESE, COLORS, DIRECTIONS, ENGLISH, HELD_OUT, SHAPES, Scene, coverage
 
 MIN_TRAVEL = 0.12  # of the frame's smaller side, from first to last frame
@@ -123,26 +124,43 @@ def held_out_prompts(count: int, seed: int = 0) -> list[tuple[Scene, str]]:
     ]
 
 
-def evaluate(generate: Callable[[str, int], np.ndarray], count: int = 20, seed: int = 0) -> list[Verdict]:
+def reworded_prompts(count: int, seed: int = 0) -> list[tuple[Scene, str]]:
+    """The same scenes in other words than the templates', every fourth one in capitals."""
+    rng = random.Random(seed)
+    prompts = []
+    for i, (scene, _) in enumerate(held_out_prompts(count, seed)):
+        text = (wordings.chinese if i % 2 else wordings.english)(scene, rng)
+        prompts.append((scene, text.upper() if i % 4 == 0 else text))
+    return prompts
+
+
+def evaluate(
+    generate: Callable[[str, int], np.ndarray], count: int = 20, seed: int = 0, prompts=held_out_prompts
+) -> list[Verdict]:
     """Verdicts on `count` held-out prompts; `generate(prompt, seed)` returns frames uint8 [T, H, W, 3]."""
-    return [check(generate(prompt, i), scene) for i, (scene, prompt) in enumerate(held_out_prompts(count, seed))]
+    return [check(generate(prompt, i), scene) for i, (scene, prompt) in enumerate(prompts(count, seed))]
 
 
 def main() -> None:
+    from tiny.lora import bundled
     from wan import Pipeline
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", default="models/tiny")
     parser.add_argument("--count", type=int, default=len(HELD_OUT))
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--reworded", action="store_true", help="in other words than the templates', capitals too")
     arguments.add(parser, without=("prompt", "seed", "fps"))
     args = parser.parse_args()
     pipeline = Pipeline.from_checkpoint(args.checkpoint)
 
-    def generate(prompt: str, seed: int) -> np.ndarray:
-        return pipeline(prompt, seed=seed, **arguments.given(args)).frames
+    adapters = bundled(pipeline.card, args.lora)
 
-    verdicts = evaluate(generate, args.count, args.first_seed)
+    def generate(prompt: str, seed: int) -> np.ndarray:
+        return pipeline(prompt, seed=seed, adapters=adapters, **arguments.given(args)).frames
+
+    prompts = reworded_prompts if args.reworded else held_out_prompts
+    verdicts = evaluate(generate, args.count, args.first_seed, prompts)
     print(*verdicts, sep="\n")
     print(f"{sum(v.obeys for v in verdicts)} of {len(verdicts)} obey")
 

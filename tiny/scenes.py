@@ -123,11 +123,13 @@ def render(
     frames: int = FRAMES,
     size: int = SIZE,
     from_middle: bool = False,
+    trail: bool = False,
 ) -> Tensor:
     """Draw one clip per scene, [B, 3, frames, size, size] in [-1, 1].
 
     The object crosses the picture; its size, its path's distance from the middle and its exact start vary. With
-    `from_middle` it goes from about the middle to the border, so that no first frame gives the direction away.
+    `from_middle` it goes from about the middle to the border, so that no first frame gives the direction away. With
+    `trail` it paints: where it was stays in its colour.
     """
     clips = []
     for scene in scenes:
@@ -142,6 +144,8 @@ def render(
             along = size - along if from_middle else along.flip(0)
         cx, cy = (along, across) if dx else (across, along)
         alpha = coverage(scene.shape, cx, cy, radius.expand(frames), size)  # [T, H, W]
+        if trail:
+            alpha = alpha.cummax(dim=0).values
         color = torch.tensor(COLORS[scene.color][1]).view(3, 1, 1, 1)
         background = torch.tensor(BACKGROUNDS[scene.background][1]).view(3, 1, 1, 1)
         clips.append(background + alpha * (color - background))

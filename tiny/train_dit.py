@@ -10,6 +10,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tiny.train_text import ARCHITECTURE as TEXT
 from tiny.train_text import tokenize
 from tiny.train_vae import ARCHITECTURE as VAE
 from tiny.train_vae import LATENTS_FILE
+from wan.checkpoint import Checkpoint
 from wan.config import DiTConfig, TextConfig, VAEConfig
 from wan.dit import WanDiT
 from wan.samplers import shifted
@@ -75,8 +77,18 @@ class Embedder:
         encoder.load_state_dict(load_file(out / "text.safetensors"), strict=False)
         return cls(processor, encoder)
 
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Embedder":
+        processor = sentencepiece.SentencePieceProcessor(
+            model_file=str(checkpoint.tokenizer_directory / "spiece.model")
+        )
+        return cls(processor, checkpoint.load_text_encoder().encoder)
+
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> Tensor:
+        return self.embed(prompts)
+
+    def embed(self, prompts: list[str]) -> Tensor:
         ids, mask = tokenize(self.processor, prompts)
         hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state * mask[..., None]
         return F.pad(hidden, (0, 0, 0, TEXT_LENGTH - ids.shape[1]))
@@ -128,16 +140,30 @@ def train(
     seed: int,
     minutes: float = math.inf,
 ) -> nn.Module:
-    """Train `model(latents, timesteps, context, *given)` for `steps`, or fewer if the `minutes` are over before.
+    """Train `model(latents, timesteps, context, *given)` by flow matching, see `optimise`."""
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    return optimise(
+        model, lambda: _loss(model, embed, clips, batch_size, rng, generator), file, optimizers, steps, minutes
+    )
+
+
+def optimise(
+    model: nn.Module,
+    loss_of_batch: Callable[[], Tensor],
+    file: Path,
+    optimizers: list[torch.optim.Optimizer],
+    steps: int,
+    minutes: float = math.inf,
+) -> nn.Module:
+    """Lower the loss of fresh batches for `steps`, or fewer if the `minutes` are over before.
 
     Returns the moving average of the weights, which is also written to `file` every 200 steps.
     """
-    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     average = copy.deepcopy(model).requires_grad_(False)
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     started, losses, step, done = time.time(), [], 0, 0.0
     while done < 1:
-        loss = _loss(model, embed, clips, batch_size, rng, generator)
+        loss = loss_of_batch()
         model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

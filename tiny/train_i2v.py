@@ -15,7 +15,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -131,9 +130,7 @@ def main() -> None:
     torch.manual_seed(0)
     base = Checkpoint.open(args.base)
     clips = load_clips(args.base, args.out, args.clips // SHARD)
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(base.tokenizer_directory / "spiece.model"))
-    embed = Embedder(processor, base.load_text_encoder().encoder)
-    model, file = from_base(base.load_dit()), args.out / "i2v.safetensors"
+    embed, model, file = Embedder.of(base), from_base(base.load_dit()), args.out / "i2v.safetensors"
     if args.start:
         model.load_state_dict(load_file(args.start))
     # Muon would take longer than the rest of the step: without a GPU it emulates bfloat16.

@@ -11,6 +11,7 @@ import torch
 from export.dit.quality import psnr, ssim
 from loadtest.quality import perceptual
 from loadtest.quality.settings import BASELINE, Setting
+from tiny.lora import bundled
 from tiny.obedience import check, held_out_prompts
 from tiny.scenes import Scene
 from wan.checkpoint import Checkpoint
@@ -80,6 +81,7 @@ class Evaluation:
             loading: pipeline.with_dits([optimized(copy.deepcopy(dit), loading) for dit in plain])
             for loading in {s.loading for s in self.settings}
         }
+        self._adapters = {s.name: bundled(pipeline.card, s.request.get("lora")) for s in self.settings}
         self._videos: dict[str, list[tuple[Case, Video]]] = {s.name: [] for s in self.settings}
 
     def run(self, cases: Sequence[Case], report: Callable[[str], None] = lambda text: None) -> list[Row]:
@@ -87,7 +89,8 @@ class Evaluation:
         for i, case in enumerate(cases, start=1):
             report(f"prompt {i} of {len(cases)}: {case.prompt}")
             for setting in self.settings:
-                video = self._pipelines[setting.loading](case.prompt, seed=case.seed, **setting.request)
+                pipeline, adapters = self._pipelines[setting.loading], self._adapters[setting.name]
+                video = pipeline(case.prompt, seed=case.seed, adapters=adapters, **setting.request)
                 self._videos[setting.name].append((case, video))
         baseline = [video for _, video in self._videos[BASELINE.name]]
         rows = [self._row(setting, baseline) for setting in self.settings]
