@@ -14,6 +14,7 @@ from service.errors import NotFound, StorageError
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,64}/[A-Za-z0-9_.-]{1,80}")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)\.safetensors")
+VIDEO = re.compile(r"video-\d+\.\w+")
 CHUNK = 1 << 20
 
 
@@ -122,6 +123,15 @@ class Storage:
             for path in self.fs.ls(folder, detail=False):
                 match = CHECKPOINT.fullmatch(os.path.basename(path))
                 if match and (before is None or int(match[1]) < before):
+                    self.fs.rm_file(path)
+
+    def delete_videos(self, job_id: str, but: str | None) -> None:
+        """Remove the job's videos except the one of the key `but`: an attempt may store one and die before it says so."""
+        folder = os.path.dirname(self._path(f"{job_id}/x"))
+        with _storage_errors("delete"), contextlib.suppress(FileNotFoundError):
+            for path in self.fs.ls(folder, detail=False):
+                name = os.path.basename(path)
+                if VIDEO.fullmatch(name) and f"{job_id}/{name}" != but:
                     self.fs.rm_file(path)
 
     def delete_job(self, job_id: str) -> None:

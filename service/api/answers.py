@@ -101,7 +101,7 @@ class Attempt(BaseModel):
     code: str
     message: str
     step: int
-    advanced: bool  # a newer checkpoint was stored: nothing was lost
+    advanced: bool  # a newer checkpoint was stored, or no attempt before came as far
     counted: bool  # against the job
     worker: str | None
     node: str | None

@@ -6,8 +6,9 @@
     dependency  never counts: the job waits
     operator    never counts: the job goes on elsewhere
 
-An attempt that stored a newer checkpoint was no loss. Attempts in a row that stored none are bounded all the same, because a
-job may take each of its workers down for good.
+An attempt that stored a newer checkpoint, or came further than all before it, does not count either: what stopped it was not
+the job, which it had already passed. Attempts in a row that stored no newer one are bounded all the same, because a job may
+take each of its workers down for good.
 """
 
 from sqlalchemy import Connection, delete, exists, func, insert, not_, or_, select, update
@@ -52,9 +53,10 @@ def ended(conn: Connection, now: float, job: Job, loss: Loss, bounds: Bounds, re
 
 def _note(conn: Connection, now: float, job: Job, loss: Loss) -> None:
     node = conn.execute(select(workers.c.node).where(workers.c.id == job.worker)).scalar()
+    furthest = conn.execute(select(func.max(attempts.c.step)).where(attempts.c.job_id == job.id)).scalar() or 0
     row = {"job_id": job.id, "fence": job.fence, "worker": job.worker, "node": node, "gpu": loss.gpu, "began_at": job.leased_at,
            "ended_at": now, "fault": loss.fault.value, "code": loss.code, "message": loss.message, "step": job.step,
-           "advanced": int(job.advanced), "counted": int(loss.fault is Fault.job)}  # fmt: skip
+           "advanced": int(job.advanced or job.step > furthest), "counted": int(loss.fault is Fault.job)}  # fmt: skip
     conn.execute(insert(attempts).values(**row))
 
 

@@ -117,7 +117,7 @@ attempts = Table(
     Column("code", String),
     Column("message", String),
     Column("step", Integer),
-    Column("advanced", Integer),  # 1: a newer checkpoint was stored
+    Column("advanced", Integer),  # 1: a newer checkpoint was stored, or no attempt before came as far
     Column("counted", Integer),  # 1: the worker was healthy, so it counts against the job
 )
 BLAMED_WORKER = attempts.c.fault == literal_column("'worker'")

@@ -213,7 +213,7 @@ class Attempt:
         if status == "completed":
             self._measure(info, seconds)
             await persistently(self.tools.health.proved)
-        await self._tidy(key if status != "completed" else None)
+        await self._tidy(key if status == "completed" else None)
         return status
 
     def _measure(self, info: dict, seconds: dict) -> None:
@@ -229,11 +229,11 @@ class Attempt:
         logger.info("completed", extra={"seconds": seconds, "resumed_from": info.get("resumed_from")})
 
     async def _tidy(self, video: str | None) -> None:
-        """Remove what nobody needs any more; the sweep of a deleted job removes the rest."""
+        """Remove what nobody needs beside the `video` of a job that ended; the sweep of a deleted job removes the rest."""
         await self._uploads.wait()  # it would bring back what is removed here
-        for key in filter(None, (video, storage.preview_key(self.job.id))):
-            with contextlib.suppress(StorageError):
-                await asyncio.to_thread(self.tools.files.delete, key)
+        with contextlib.suppress(StorageError):
+            await asyncio.to_thread(self.tools.files.delete, storage.preview_key(self.job.id))
+            await asyncio.to_thread(self.tools.files.delete_videos, self.job.id, video)
         await self._uploads.remove_checkpoints(self.lease.fence + 1)
 
     # --- the ways an attempt can end early

@@ -311,9 +311,10 @@ class Worker:
                 run.remove()
 
     def _tidy_files(self) -> None:
-        """Checkpoints of jobs that ended without a worker, or whose worker died before it could remove them."""
+        """What was left of jobs that ended without a worker, or whose worker died before it could remove it."""
         for job in self.tools.store.with_leftovers():
             self.tools.files.delete_checkpoints(job)
+            self.tools.files.delete_videos(job, self.tools.store.get(job).video_key)
             self.tools.store.leftovers_removed(job)
 
     async def _drain(self) -> None:

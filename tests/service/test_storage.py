@@ -82,6 +82,21 @@ def test_checkpoints_of_earlier_attempts_are_removed_without_the_newest(files, t
     assert files.size(video_key(JOB, 1)) == 1
 
 
+def test_videos_that_are_not_the_jobs_are_removed(files, tmp_path):
+    (tmp_path / "f").write_bytes(b"x")
+    files.delete_videos(JOB, but=None)  # nothing is stored yet
+    for key in (video_key(JOB, 1), video_key(JOB, 2, "webm"), video_key(JOB, 3), checkpoint_key(JOB, 1)):
+        files.put(tmp_path / "f", key)
+    files.delete_videos(JOB, but=video_key(JOB, 3))
+    for gone in (video_key(JOB, 1), video_key(JOB, 2, "webm")):
+        with pytest.raises(NotFound):
+            files.size(gone)
+    assert files.size(video_key(JOB, 3)) == files.size(checkpoint_key(JOB, 1)) == 1
+    files.delete_videos(JOB, but=None)
+    with pytest.raises(NotFound):
+        files.size(video_key(JOB, 3))
+
+
 @pytest.mark.parametrize("key", ["../x", "a/../b", "/etc/passwd", "a/b/c", "a", "a/.hidden", ""])
 def test_a_key_cannot_leave_the_store(files, key):
     with pytest.raises(StorageError, match="allowed: <job id>"):

@@ -76,6 +76,17 @@ def test_a_break_after_progress_is_never_held_against_the_job(store, clock):
     assert store.get(job.id).attempts == 0
 
 
+def test_who_comes_further_than_all_before_is_not_held_up_by_the_job_and_who_does_not_may_be(store, clock):
+    (job,) = submit(store, clock)
+    for step, suspected in ((5, False), (9, False), (9, True), (3, True), (10, False)):
+        clock.advance(LONGEST_PAUSE)
+        lease = store.lease("w")
+        store.heartbeat(lease, Progress(step=step))  # before the first checkpoint was stored
+        assert store.ended(lease, BROKE) == "queued"
+        assert store.acquit("w") == ([job.id] if suspected else [])
+    assert store.get(job.id).attempts == 2
+
+
 def test_the_history_says_who_broke_where_and_goes_with_the_job(store, clock):
     (job,) = submit(store, clock)
     alive(store, "w1")

@@ -60,6 +60,18 @@ def test_checkpoints_of_earlier_attempts_go_with_the_next_and_the_last_with_the_
         until(lambda: [path.name for path in (folder / job_id).iterdir()] == ["video-2.mp4"])
 
 
+def test_a_video_of_an_attempt_that_died_before_it_said_so_goes_with_the_one_that_counts(settings, store):
+    triton = FakeTriton(settings.runs)
+    triton.break_at["p"] = 4
+    folder = settings.state_dir / "videos"
+    job_id = submit(store)
+    (folder / job_id).mkdir(parents=True)
+    (folder / job_id / "video-1.mp4").write_bytes(b"of the first attempt")
+    with worker(settings, triton):
+        assert over(store, job_id).video_key == f"{job_id}/video-2.mp4"
+        until(lambda: [path.name for path in (folder / job_id).iterdir()] == ["video-2.mp4"])
+
+
 def test_a_job_that_failed_leaves_no_checkpoint(settings, store):
     triton = FakeTriton(settings.runs, step_seconds=0.1)
     triton.break_at["p"], triton.break_with = 8, GenerationRejected("too much")
