@@ -113,7 +113,9 @@ def optimize(dit: WanDiT, options: Options = Options()) -> dict:
     Raises InvalidRequest if this machine does not have what was asked for, or computes it wrongly.
     """
     heads = dit.config.num_heads, dit.config.head_dim
-    backend, dit.attention_ms = fastest.choose(options.attention, dit.device, *heads, options.tokens, options.keep)
+    # On a CPU the first one is the fastest as a rule, and all processes shall compute the same bits.
+    tokens = options.tokens if dit.device.type == "cuda" else None
+    backend, dit.attention_ms = fastest.choose(options.attention, dit.device, *heads, tokens, options.keep)
     linear = options.linear
     if linear == "auto":
         linear = "dense" if onednn.missing(dit.device) else "onednn"

@@ -1,5 +1,6 @@
 """A real PostgreSQL server for drills and tests: started in a private folder, reachable over loopback."""
 
+import contextlib
 import importlib.util
 import os
 import pwd
@@ -9,9 +10,13 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import psycopg
+
+from loadtest.base import processes
 
 
 def find_binaries() -> Path | None:
@@ -81,12 +86,19 @@ class Postgres:
         raise TimeoutError((self.home / "log").read_text())
 
     def execute(self, statement: str, database: str = "postgres") -> None:
-        address = f"host=127.0.0.1 port={self.port} user=wan dbname={database} connect_timeout=3"
+        address = f"host=127.0.0.1 port={self.port} user=wan dbname={database} connect_timeout=3 options='-c lock_timeout=30s'"
         with psycopg.connect(address, autocommit=True) as conn:
             conn.execute(statement)
 
     def url(self, database: str = "wan") -> str:
         return f"postgresql://wan@127.0.0.1:{self.port}/{database}"
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Every process of the server is stopped: its kernel acknowledges everything, and nothing answers."""
+        server = psutil.Process(self.process.pid)
+        with processes.frozen([server]), processes.frozen(server.children(recursive=True)):
+            yield
 
     def kill(self) -> None:
         """kill -9 of the server and everything it started."""

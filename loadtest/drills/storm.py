@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from loadtest.base.processes import frozen
 from loadtest.drills.faults import Drill, is_over, under_fire
 from service import options
 from service.stack import ROOT
@@ -103,22 +104,18 @@ class Storm:
             self._flip_bit()
 
     def _freeze(self, victim: str, seconds: float) -> None:
+        with self._frozen(victim):
+            time.sleep(seconds)
+
+    def _frozen(self, victim: str) -> contextlib.AbstractContextManager:
         stack = self.drill.stack
         if victim == "worker":
-            parts = [psutil.Process(stack.children["worker-0"].process.pid)]
-        elif victim == "stub":
-            parts = [next(stub.process for stub in stack.server.stubs if "denoise" in stub.instance)]
-        elif self.drill.postgres is None:
+            return frozen([psutil.Process(stack.children["worker-0"].process.pid)])
+        if victim == "stub":
+            return frozen([next(stub.process for stub in stack.server.stubs if "denoise" in stub.instance)])
+        if self.drill.postgres is None:
             raise ValueError("a drill without PostgreSQL cannot freeze it")
-        else:
-            server = psutil.Process(self.drill.postgres.process.pid)
-            parts = [server, *server.children(recursive=True)]
-        for part in parts:
-            part.suspend()
-        time.sleep(seconds)
-        for part in parts:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                part.resume()
+        return self.drill.postgres.frozen()
 
     def _take_store_away(self, seconds: float) -> None:
         """A file where the folder should be."""

@@ -94,9 +94,9 @@ def test_the_choice_of_attention_and_its_figures_are_in_the_info_and_in_a_metric
     monkeypatch.setattr(fastest, "measure", lambda backends, *_: {b.name: 1.0 + (b.name != "sdpa") for b in backends})
     monkeypatch.setattr(fastest, "_MEASURED", {})
     backend = RecordingBackend()
-    info = ask(stage(metrics=DenoiseMetrics(backend, "0_0")))
+    info = ask(stage(attention="auto-8bit", metrics=DenoiseMetrics(backend, "0_0")))
     assert info["engine"]["attention"] == "sdpa"
-    assert info["attention_ms"] == {"onednn": 2.0, "sdpa": 1.0}
+    assert info["attention_ms"] == {"onednn": 2.0, "sdpa": 1.0, "int8": 2.0, "int8-fp8": 2.0}
     measured = {
         name: backend.of("wan_triton_attention_milliseconds", backend=name, chosen=chosen).value
         for name, chosen in (("sdpa", "true"), ("onednn", "false"))

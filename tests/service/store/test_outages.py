@@ -8,7 +8,6 @@ import subprocess
 import threading
 import time
 
-import psutil
 import psycopg
 import pytest
 
@@ -27,20 +26,6 @@ def new(owner="alice"):
 def empty(postgres):
     postgres.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public", "wan")
     return postgres
-
-
-@contextlib.contextmanager
-def frozen(server):
-    """Every process of the server is stopped: its kernel acknowledges everything, and nothing answers."""
-    parent = psutil.Process(server.process.pid)
-    parts = [parent, *parent.children(recursive=True)]
-    for part in parts:
-        part.suspend()
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.resume()
 
 
 def test_a_socket_is_shut_when_its_time_is_over_and_not_before():
@@ -65,7 +50,7 @@ def test_a_server_that_freezes_is_noticed_and_used_again_when_it_answers(empty):
     store = JobStore(empty.url())
     store.submit(new())
     lease = store.lease("w")
-    with frozen(empty):
+    with empty.frozen():
         began = time.monotonic()
         with pytest.raises(Unavailable):
             store.heartbeat(lease)
@@ -81,7 +66,7 @@ def test_a_listener_that_hears_nothing_asks_and_comes_back(empty, monkeypatch):
     changes = store.database.changes("queued")
     while changes.wait(0.2):
         pass
-    with frozen(empty):
+    with empty.frozen():
         time.sleep(0.6)
         began = time.monotonic()
         assert changes.wait(1.0)  # the connection is given up
@@ -136,7 +121,7 @@ def test_three_outages_longer_than_a_lease_take_no_lease_and_no_result(empty, mo
         for number in range(3):
             time.sleep(1)
             if kind == "frozen":
-                with frozen(empty):
+                with empty.frozen():
                     time.sleep(4)
             else:
                 empty.kill()

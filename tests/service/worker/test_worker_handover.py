@@ -6,8 +6,6 @@ import subprocess
 import sys
 import time
 
-import psutil
-
 from service.stack import ROOT
 from service.storage import Storage
 from service.store import JobStore, upkeep
@@ -59,17 +57,10 @@ def test_a_worker_ends_although_its_database_hangs(settings, postgres):
     try:
         until(lambda: store.stats()["workers"] == {"waiting": 1}, seconds=60)
         store.close()
-        server = psutil.Process(postgres.process.pid)
-        frozen = [server, *server.children(recursive=True)]
-        for part in frozen:
-            part.suspend()
-        try:
+        with postgres.frozen():
             time.sleep(1.5)  # it asks, and gets no answer
             process.terminate()
             assert process.wait(40) == 0
-        finally:
-            for part in frozen:
-                part.resume()
     finally:
         process.kill()
         process.wait()
