@@ -51,7 +51,7 @@ def test_run_prints_the_path_of_a_video_and_stops_everything(repository, checkpo
     assert left_behind(tmp_path / "s") == []
 
 
-@pytest.mark.parametrize("after", ["Triton: ", "waiting for the gateway"])
+@pytest.mark.parametrize("after", ["Triton: ", pytest.param("waiting for the gateway", marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_no_process(repository, checkpoint, tmp_path, after):
     state = tmp_path / "s"
     process = subprocess.Popen(

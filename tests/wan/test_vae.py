@@ -68,7 +68,7 @@ from wan.config import VAEConfig
 from wan.vae import WanVAE
 torch.set_num_threads(1)
 vae = WanVAE(VAEConfig(dim=16, num_res_blocks=1)).eval()
-latents = torch.randn(1, 16, int(sys.argv[1]), 16, 16)
+latents = torch.randn(1, 16, int(sys.argv[1]), 12, 12)
 frames = 0
 with torch.inference_mode():
     for chunk in vae.decode_stream(latents):

@@ -54,7 +54,8 @@ def test_scaling_starts_it_with_each_number_of_workers(repository, port, tmp_pat
     assert "2 workers, always busy" in (tmp_path / "table.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["smoke", pytest.param("triton-grpc", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["smoke", "triton-grpc"])
 def test_a_run_brings_its_own_service(kind, repository, tmp_path):
     options = ["--serve", "--repository", str(repository), "--quiet", "--set", TINY, "--out", str(tmp_path)]
     options += ["--set", "limits={requests: 3, seconds: 30, drain_seconds: 60}"]
